@@ -1,0 +1,129 @@
+"""Every option, declared once: one frozen dataclass a stage.
+
+`Config.from_options` reads the flat names that `torchsmith.compile` takes; the command line's flags and the documentation
+are made from the same fields (`options()`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from torchsmith.errors import InvalidOption
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A field that users set by its name. help: one line, no full stop."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    strict: bool = option(False, "trace with TorchDynamo (strict export) instead of running the module's Python code")
+
+
+@dataclass(frozen=True)
+class LowerConfig:
+    fold_constants: bool = option(True, "evaluate at compile time what does not depend on the inputs")
+    fold_batch_norm: bool = option(True, "fold batch norm into the convolution or linear before it")
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    enabled_precisions: frozenset[torch.dtype] = option(
+        frozenset({torch.float32}), "the dtypes that engines may compute in; the fastest that the device has is taken"
+    )
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    min_block_size: int = option(5, "the fewest ATen ops worth an engine, where others stay in PyTorch")
+    torch_executed_ops: frozenset[str] = option(frozenset(), "ATen ops that stay in PyTorch, such as aten.add.Tensor or aten.add")
+    require_full_compilation: bool = option(False, "fail where any op would stay in PyTorch")
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    performance_hint: str = option("latency", "what an engine is scheduled for", choices=("latency", "throughput"))
+    num_threads: int = option(0, "CPU threads an engine may use; 0: as many as PyTorch does")
+
+
+@dataclass(frozen=True)
+class Config:
+    backend: str | None = option(None, "the engine's backend; the default is the fastest one that is available for the device")
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    lower: LowerConfig = field(default_factory=LowerConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
+
+    @staticmethod
+    def from_options(**given: Any) -> Config:
+        """Sort flat options into their stages. Raises InvalidOption for an unknown name (naming the nearest) or a bad value."""
+        known = options()
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, "inputs", "kwarg_inputs", "device"], n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(sorted(known))}"
+                raise InvalidOption(f"compile() has no option {name!r}; {hint}")
+        values = {name: _read(known[name], value) for name, value in given.items()}
+        stages = {}
+        for stage in dataclasses.fields(Config):
+            if isinstance(stage.default_factory, type):
+                own = {f.name: values[f.name] for f in dataclasses.fields(stage.default_factory) if f.name in values}
+                stages[stage.name] = stage.default_factory(**own)
+            elif stage.name in values:
+                stages[stage.name] = values[stage.name]
+        return Config(**stages)
+
+
+def options() -> dict[str, dataclasses.Field[Any]]:
+    """Every option by its flat name, in the order of the stages."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    for f in dataclasses.fields(Config):
+        if isinstance(f.default_factory, type):
+            found.update({g.name: g for g in dataclasses.fields(f.default_factory)})
+        else:
+            found[f.name] = f
+    return found
+
+
+def _read(f: dataclasses.Field[Any], value: Any) -> Any:
+    """Check one value against its field, and give it the field's type."""
+    choices = f.metadata["choices"]
+    if choices and str(value).lower() not in choices:
+        raise InvalidOption(f"{f.name}={value!r}; it takes one of {', '.join(choices)}")
+    if choices:
+        return str(value).lower()
+    if f.name == "enabled_precisions":
+        return _precisions(value)
+    if f.name == "torch_executed_ops":
+        if isinstance(value, str) or not isinstance(value, Collection):
+            raise InvalidOption(f"torch_executed_ops={value!r}; it takes a set of op names or torch.ops overloads")
+        return frozenset(op if isinstance(op, str) else str(op) for op in value)
+    if isinstance(f.default, bool) and not isinstance(value, bool):
+        raise InvalidOption(f"{f.name}={value!r}; it takes True or False")
+    if isinstance(f.default, int) and not isinstance(f.default, bool):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InvalidOption(f"{f.name}={value!r}; it takes a whole number that is not negative")
+    return value
+
+
+def _precisions(value: Any) -> frozenset[torch.dtype]:
+    from torchsmith.dtypes import dtype as public_dtype  # the enum users may pass instead of torch's dtypes
+
+    if isinstance(value, (torch.dtype, public_dtype)):
+        value = {value}
+    if not isinstance(value, Collection) or isinstance(value, str) or not value:
+        raise InvalidOption(f"enabled_precisions={value!r}; it takes a set such as {{torch.float32, torch.bfloat16}}")
+    read = frozenset(public_dtype.of(p).torch for p in value)
+    usable = {torch.float32, torch.float16, torch.bfloat16}
+    if refused := read - usable:
+        names = ", ".join(sorted(str(p) for p in refused))
+        raise InvalidOption(f"enabled_precisions has {names}; this version computes in torch.float32, torch.float16 and torch.bfloat16")
+    return read
