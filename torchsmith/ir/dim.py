@@ -1,0 +1,127 @@
+"""Sizes: an `int`, or a sympy expression over the symbols of a graph's input shapes."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
+
+import sympy
+from torch import SymInt
+from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import Max as SymMax
+from torch.utils._sympy.functions import Min as SymMin
+
+from torchsmith.errors import Unsupported
+
+Dim = Union[int, sympy.Expr]
+Shape = tuple[Dim, ...]
+
+
+def symbol(name: str) -> sympy.Symbol:
+    return sympy.Symbol(name, integer=True, positive=True)
+
+
+def dim_of(size: int | SymInt | sympy.Expr) -> Dim:
+    """The size that torch.export recorded, with its symbols renamed to ours. Raises Unsupported for a data-dependent one."""
+    if isinstance(size, SymInt):
+        size = size.node.expr
+    if isinstance(size, (int, sympy.Integer)):
+        return int(size)
+    unbacked = sorted(s.name for s in size.free_symbols if s.name.startswith(("u", "zuf")))
+    if unbacked:
+        raise Unsupported(f"a size depends on the data ({', '.join(unbacked)}), and engines take sizes from shapes alone")
+    return simplify(size.xreplace({s: symbol(s.name) for s in size.free_symbols}))
+
+
+def simplify(size: Dim) -> Dim:
+    if isinstance(size, int):
+        return size
+    size = sympy.expand(size)
+    return int(size) if size.is_Integer else size
+
+
+def same(a: Dim, b: Dim) -> bool:
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return bool(simplify(a - b) == 0)
+
+
+def floordiv(a: Dim, b: Dim) -> Dim:
+    return a // b if isinstance(a, int) and isinstance(b, int) else simplify(FloorDiv(sympy.sympify(a), sympy.sympify(b)))
+
+
+def product(sizes: Sequence[Dim]) -> Dim:
+    total: Dim = 1
+    for size in sizes:
+        total = total * size
+    return simplify(total)
+
+
+def total(sizes: Sequence[Dim]) -> Dim:
+    result: Dim = 0
+    for size in sizes:
+        result = result + size
+    return simplify(result)
+
+
+def symbols_in(value: Any) -> set[str]:
+    """Names of the symbols in a size, or in any nesting of tuples and lists of sizes."""
+    if isinstance(value, sympy.Expr):
+        return {s.name for s in value.free_symbols}
+    if isinstance(value, (tuple, list)):
+        return set().union(*map(symbols_in, value)) if value else set()
+    return set()
+
+
+def bind(value: Any, env: Mapping[str, int]) -> Any:
+    """Replace every size expression in `value` (nested tuples too) by its number under `env`."""
+    if isinstance(value, sympy.Expr):
+        return int(value.xreplace({s: sympy.Integer(env[s.name]) for s in value.free_symbols}))
+    if isinstance(value, tuple):
+        return tuple(bind(v, env) for v in value)
+    return value
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """The shape that PyTorch's broadcasting gives. Raises Unsupported where two sizes cannot be shown to agree."""
+    rank = max((len(s) for s in shapes), default=0)
+    out: list[Dim] = []
+    for axis in range(rank):
+        size: Dim = 1
+        for shape in shapes:
+            index = axis - rank + len(shape)
+            other = shape[index] if index >= 0 else 1
+            if same(other, 1) or same(other, size):
+                continue
+            if not same(size, 1):
+                raise Unsupported(f"sizes {size} and {other} of {shapes} do not broadcast")
+            size = other
+        out.append(size)
+    return tuple(out)
+
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: floordiv, ast.Pow: operator.pow}
+_FUNCTIONS = {"Max": SymMax, "Min": SymMin, "Mod": Mod, "PythonMod": Mod, "FloorDiv": FloorDiv, "CleanDiv": FloorDiv}
+
+
+def parse(text: str) -> Dim:
+    """Read back what `str(size)` wrote. Only arithmetic is understood; raises ValueError for anything else."""
+
+    def read(node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return sympy.Integer(node.value)
+        if isinstance(node, ast.Name):
+            return symbol(node.id)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -read(node.operand)
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](read(node.left), read(node.right))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+            return Mod(read(node.left), read(node.right))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
+            return _FUNCTIONS[node.func.id](*map(read, node.args))
+        raise ValueError(f"{text!r} is no size: {type(node).__name__} has no meaning in one")
+
+    return simplify(read(ast.parse(text, mode="eval").body))

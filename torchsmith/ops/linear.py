@@ -1,0 +1,37 @@
+"""Linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchsmith.errors import Unsupported
+from torchsmith.ir.dim import same
+from torchsmith.ir.graph import Value
+from torchsmith.ir.op import Op
+from torchsmith.ir.types import TensorType
+from torchsmith.ops.registry import converter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """x @ weight.T + bias. x: (..., K), weight: (N, K), bias: (N,) where given; floating. Source: aten.linear."""
+
+    def infer(self, x: TensorType, weight: TensorType, bias: TensorType | None = None) -> TensorType:
+        if x.rank < 1 or weight.rank != 2 or not same(x.shape[-1], weight.shape[1]):
+            raise Unsupported(f"a linear layer of {x} with weights {weight}")
+        if len({t.dtype for t in (x, weight, bias) if t is not None}) > 1:
+            raise Unsupported(f"a linear layer of mixed dtypes: {x}, {weight}, {bias}")
+        return x.with_shape(*x.shape[:-1], weight.shape[0])
+
+    def reference(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.nn.functional.linear(x, weight, bias)
+
+
+@converter(aten.linear.default)
+def linear(x: Value, weight: Value, bias: Value | None = None) -> Value:
+    return Linear()(x, weight) if bias is None else Linear()(x, weight, bias)

@@ -1,0 +1,38 @@
+"""How ATen reaches our ops: one converter per overload, found by the overload itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from torch._ops import OpOverload
+
+Converter = Callable[..., Any]
+CONVERTERS: dict[OpOverload, Converter] = {}
+
+
+def converter(*overloads: OpOverload) -> Callable[[Converter], Converter]:
+    """Register a function as the converter of `overloads`.
+
+    It is called with the ATen node's own arguments (tensors as `Value`s, sizes as numbers or expressions), adds ops to
+    the graph under construction and returns what the node gives: a `Value`, or a tuple of them. It raises Unsupported,
+    with the reason, for what it cannot convert.
+    """
+
+    def register(function: Converter) -> Converter:
+        for overload in overloads:
+            assert overload not in CONVERTERS, f"{overload} has two converters"
+            CONVERTERS[overload] = function
+        return function
+
+    return register
+
+
+def load_all() -> dict[OpOverload, Converter]:
+    """Import every op file, and give the converters."""
+    package = importlib.import_module("torchsmith.ops")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"torchsmith.ops.{module.name}")
+    return CONVERTERS
