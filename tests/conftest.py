@@ -1,0 +1,38 @@
+"""What every test can rely on: no network, no more threads than cores, workers that fit the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# before anything imports them: OpenMP and the hub's client read these once
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402 - see above
+import torch  # noqa: E402
+
+WORKER_BYTES = 3 << 30  # what a worker that runs a ViT-B in float64 beside its engines may take
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hub = sys.modules.get("huggingface_hub.constants")
+    if hub is not None and not hub.HF_HUB_OFFLINE:
+        raise pytest.UsageError("A plugin imported huggingface_hub before tests/conftest.py took it offline; set HF_HUB_OFFLINE=1.")
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)  # one worker a core
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: a worker for each core that this process may use, as far as memory goes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory_bytes // WORKER_BYTES))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Every test draws the same random numbers, whatever ran before it."""
+    torch.manual_seed(0)
