@@ -11,8 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402 - see above
-import torch  # noqa: E402
+import pytest
+import torch
 
 WORKER_BYTES = 3 << 30  # what a worker that runs a ViT-B in float64 beside its engines may take
 
