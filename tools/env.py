@@ -112,11 +112,7 @@ def pip(home: Path, *arguments: str) -> None:
 
 
 def progress(line: str) -> Iterator[str]:
-    """What a person wants to see of a line of pip's.
-
-    >>> list(progress("  Downloading torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl (530.1 MB)"))
-    ['torch 2.14.1 (530.1 MB)']
-    """
+    """What a person wants to see of a line of pip's: "torch 2.14.1 (530.1 MB)"."""
     if fetched := re.match(r"\s*Downloading (?:\S*/)?([^-\s]+)-([^-\s]+)-\S+\.whl (\(.*\))", line):
         yield " ".join(fetched.groups())
     if line.startswith("Installing collected packages:"):
