@@ -1,0 +1,1 @@
+"""One file per op file of `torchsmith/ops`, one function per op."""

@@ -1,0 +1,175 @@
+"""Which nodes run in engines, which stay in PyTorch, and why."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from torchsmith.capture.source import source_line
+from torchsmith.config import PartitionConfig
+from torchsmith.convert import Converter, probe, types_of
+from torchsmith.errors import FullCompilationRequired, Unsupported
+from torchsmith.ir.dim import symbols_in
+from torchsmith.ir.graph import Node
+
+Refuses = Callable[[Node], "str | None"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that stays in PyTorch. where: the user's source line, or "" where the program has none."""
+
+    node: str
+    op: str
+    reason: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of nodes for one engine, with the tensors that go in and come out."""
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    program: ExportedProgram
+    segments: tuple[Segment, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def partition(program: ExportedProgram, refuses: Refuses, config: PartitionConfig) -> Partitioned:
+    """Cut the program into the largest segments that have no cycle between them.
+
+    refuses: the backend's word on one IR node. Raises FullCompilationRequired where the config asks for no fallback.
+    """
+    reasons = _reasons(program, refuses, config)
+    groups = _by_level(program, reasons)
+    if len(groups) > 1 or reasons:
+        for nodes in groups:
+            if len(nodes) < config.min_block_size:
+                reason = f"its block has {len(nodes)} ops, and min_block_size is {config.min_block_size}"
+                reasons.update({node: reason for node in nodes})
+        groups = [nodes for nodes in groups if len(nodes) >= config.min_block_size]
+    refusals = tuple(
+        Refusal(node.name, str(node.target), reason, source_line(node) or "")
+        for node, reason in sorted(reasons.items(), key=lambda item: _order(program)[item[0]])
+        if node.target is not operator.getitem
+    )
+    if refusals and config.require_full_compilation:
+        listed = "\n".join(f"  {r.op}: {r.reason}" + (f" ({r.where})" if r.where else "") for r in refusals)
+        raise FullCompilationRequired(f"require_full_compilation=True, and {len(refusals)} ops would stay in PyTorch:\n{listed}")
+    return Partitioned(program, tuple(_segment(program, nodes) for nodes in groups), refusals)
+
+
+def _order(program: ExportedProgram) -> dict[fx.Node, int]:
+    return {node: index for index, node in enumerate(program.graph.nodes)}
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node computes with sizes; converters read sizes off shapes, so no engine needs it."""
+    value = node.meta.get("val")
+    return value is not None and not isinstance(value, (Tensor, tuple, list))
+
+
+def _reasons(program: ExportedProgram, refuses: Refuses, config: PartitionConfig) -> dict[fx.Node, str]:
+    """Every node that no engine takes, with the sentence that says why."""
+    converter, reasons = Converter(program), dict[fx.Node, str]()
+    for node in program.graph.nodes:
+        if node.op != "call_function" or _is_size(node):
+            continue
+        if node.target is operator.getitem:
+            if node.args[0] in reasons:
+                reasons[node] = reasons[node.args[0]]
+            continue
+        if _excluded(node, config.torch_executed_ops):
+            reasons[node] = "torch_executed_ops names it"
+            continue
+        try:
+            graph = probe(converter, node)
+            types_of(node)
+        except Unsupported as refusal:
+            reasons[node] = str(refusal)
+            continue
+        if reason := next((r for n in graph.nodes if (r := refuses(n))), None):
+            reasons[node] = reason
+    return reasons
+
+
+def _excluded(node: fx.Node, names: frozenset[str]) -> bool:
+    full = str(node.target)  # such as aten.add.Tensor
+    short = full.rpartition(".")[0]
+    forms = {full, short, full.replace(".", "::", 1), short.replace(".", "::", 1), f"torch.ops.{full}", f"torch.ops.{short}"}
+    return bool(names & forms)
+
+
+def _by_level(program: ExportedProgram, reasons: dict[fx.Node, str]) -> list[list[fx.Node]]:
+    """Group the nodes for engines so that no group depends on itself through PyTorch.
+
+    A node's level is how often the way to it from the inputs changes sides at most; nodes of one level and side depend on
+    each other only within the level.
+    """
+    level: dict[fx.Node, int] = {}
+    taken: dict[int, list[fx.Node]] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            level[node] = 0
+            continue
+        inside = node not in reasons and not _is_size(node)
+        level[node] = 0 if inside else 1
+        for source in node.all_input_nodes:
+            if source.op != "call_function" or (inside and _is_size(source)):
+                continue
+            source_inside = source not in reasons and not _is_size(source)
+            level[node] = max(level[node], level[source] + (inside != source_inside))
+        if inside:
+            taken.setdefault(level[node], []).append(node)
+    return [nodes for _, nodes in sorted(taken.items())]
+
+
+def _segment(program: ExportedProgram, nodes: list[fx.Node]) -> Segment:
+    members = set(nodes)
+    lifted = set(Converter(program).parameters)
+    inputs = dict.fromkeys(
+        source
+        for node in nodes
+        for source in node.all_input_nodes
+        if source not in members and source.name not in lifted and isinstance(source.meta.get("val"), Tensor)
+    )
+    outputs = [node for node in nodes if any(user not in members for user in node.users) and isinstance(node.meta["val"], Tensor)]
+    for carrier in _carriers(program, nodes, list(inputs)):
+        inputs.setdefault(carrier)
+    return Segment(tuple(nodes), tuple(inputs), tuple(outputs))
+
+
+def _carriers(program: ExportedProgram, nodes: list[fx.Node], inputs: list[fx.Node]) -> list[fx.Node]:
+    """Inputs of the program whose shapes have the symbols that the segment needs and its own inputs do not show."""
+
+    def plain(node: fx.Node) -> set[str]:
+        (type,) = types_of(node)
+        return {str(size) for size in type.shape if not isinstance(size, int) and size.is_Symbol}
+
+    needed: set[str] = set()
+    for node in (*nodes, *inputs):
+        for source in (node, *node.all_input_nodes):
+            value = source.meta.get("val")
+            if isinstance(value, torch.SymInt):
+                needed |= {s.name for s in value.node.expr.free_symbols}
+            elif isinstance(value, (Tensor, tuple, list)):
+                needed |= set().union(*(symbols_in(t.shape) for t in types_of(source)))
+    known = set().union(*map(plain, inputs), set())
+    users = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    chosen = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in users and isinstance(node.meta.get("val"), Tensor) and plain(node) & (needed - known):
+            known |= plain(node)
+            chosen.append(node)
+    return chosen
