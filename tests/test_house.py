@@ -72,7 +72,8 @@ def test_packages_that_are_half_there_are_forgotten(env: ModuleType, tmp_path: P
 @pytest.mark.parametrize(
     ("line", "shown"),
     [
-        ("  Downloading torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl (530.1 MB)\n", ["torch 2.14.1 (530.1 MB)"]),
+        ("  Downloading torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl (530.1 MB)\n", ["fetching torch 2.14.1 (530.1 MB)"]),
+        ("  Downloading rich-15.0.0-py3-none-any.whl (1.8 MB)\n", []),
         ("  Downloading rich-15.0.0-py3-none-any.whl.metadata (18 kB)\n", []),
         ("Installing collected packages: a, b\n", ["unpacking 2 packages"]),
         ("Requirement already satisfied: rich in ./lib (15.0.0)\n", []),

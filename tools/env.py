@@ -112,9 +112,10 @@ def pip(home: Path, *arguments: str) -> None:
 
 
 def progress(line: str) -> Iterator[str]:
-    """What a person wants to see of a line of pip's: "torch 2.14.1 (530.1 MB)"."""
-    if fetched := re.match(r"\s*Downloading (?:\S*/)?([^-\s]+)-([^-\s]+)-\S+\.whl (\(.*\))", line):
-        yield " ".join(fetched.groups())
+    """What a person wants to see of a line of pip's: the downloads that take a while, and the unpacking."""
+    fetched = re.match(r"\s*Downloading (?:\S*/)?([^-\s]+)-([^-\s]+)-\S+\.whl \((\d\d+\.\d) MB\)", line)
+    if fetched:
+        yield "fetching {} {} ({} MB)".format(*fetched.groups())
     if line.startswith("Installing collected packages:"):
         count = line.count(",") + 1
         yield f"unpacking {count} package{'s' if count > 1 else ''}"
