@@ -1,0 +1,75 @@
+"""Backends: what turns a graph into engine bytes, and engine bytes into something callable."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from torchsmith.config import BuildConfig
+from torchsmith.errors import BackendUnavailable, InvalidOption
+from torchsmith.target import Target, this_cpu
+
+if TYPE_CHECKING:
+    from torchsmith.ir.graph import Graph, Node
+
+Runner = Callable[[Sequence[Tensor]], "list[Tensor]"]
+
+# Each is a package here whose BACKEND keeps the protocol; for a device, the first that is available is the default.
+DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "reference"), "cuda": ("reference",)}
+
+
+class Backend(Protocol):
+    """One kind of engine."""
+
+    @property
+    def name(self) -> str: ...
+
+    def available(self) -> str | None:
+        """None, or the sentence that says why it cannot be used on this machine."""
+
+    def refuses(self, node: Node, target: Target) -> str | None:
+        """None, or the sentence that says why the node cannot run in this backend's engines."""
+
+    def build(self, graph: Graph, target: Target, config: BuildConfig) -> bytes:
+        """The engine as data. Raises Unsupported where the graph as a whole cannot be built."""
+
+    def load(self, engine: bytes, target: Target) -> Runner:
+        """A thread-safe callable from inputs to outputs. Raises EngineMismatch where the engine cannot run here."""
+
+
+def names() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in DEVICES.values() for name in names))
+
+
+def get(name: str) -> Backend:
+    """The backend of that name. Raises InvalidOption where there is none, BackendUnavailable where it cannot be used here."""
+    if name not in names():
+        raise InvalidOption(f"backend {name!r} is not known; torchsmith has {', '.join(names())}")
+    backend: Backend = importlib.import_module(f"torchsmith.backends.{name}").BACKEND
+    if reason := backend.available():
+        raise BackendUnavailable(f"the {name} backend cannot be used here: {reason}")
+    return backend
+
+
+def default_for(device: str) -> Backend:
+    """The fastest available backend for a device kind ("cpu" or "cuda")."""
+    for name in DEVICES[device]:
+        backend: Backend = importlib.import_module(f"torchsmith.backends.{name}").BACKEND
+        if backend.available() is None:
+            return backend
+    raise AssertionError("the reference backend is always available")
+
+
+def target_of(device: str) -> Target:
+    """This machine's device of a kind. Raises BackendUnavailable for a GPU where there is none."""
+    if device == "cpu":
+        return this_cpu()
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BackendUnavailable("device='cuda' was asked for, and PyTorch finds no GPU here; use device='cpu'")
+    major, minor = torch.cuda.get_device_capability()
+    return Target("cuda", f"sm_{major}{minor}", (), torch.cuda.get_device_name())

@@ -21,7 +21,7 @@ FUNCTIONS: dict[str, Callable[[ov.Output], Any]] = {
     "erf": ops.erf,
     "sin": ops.sin,
     "cos": ops.cos,
-    "silu": ops.swish,
+    "silu": lambda x: ops.swish(x, ops.constant(1.0, x.get_element_type())),
     "hardswish": ops.hswish,
     "hardsigmoid": lambda x: ops.hard_sigmoid(x, ops.constant(1 / 6, x.get_element_type()), ops.constant(0.5, x.get_element_type())),
     "mish": ops.mish,

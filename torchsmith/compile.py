@@ -1,0 +1,61 @@
+"""The road from a model to a compiled module, stage by stage.
+
+The stages are imported as they are reached: `import torchsmith` stays light.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torchsmith.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from torchsmith.inputs import Device
+    from torchsmith.runtime.compiled import CompiledModule
+
+
+def compile(
+    module: Any,
+    ir: str = "default",
+    inputs: Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    arg_inputs: Sequence[Any] | None = None,
+    kwarg_inputs: Mapping[str, Any] | None = None,
+    device: Device | torch.device | str | None = None,
+    **options: Any,
+) -> CompiledModule:
+    """Compile a model for inference.
+
+    module: an `nn.Module` in eval mode, an `ExportedProgram`, a `GraphModule` or a `ScriptModule`; it is not changed.
+    inputs: one `torchsmith.Input`, tensor or nested container of them per positional argument. kwarg_inputs: the same by
+    name. ir: accepted for Torch-TensorRT's callers; every kind of module takes the same road. device: where the engines
+    run; by default where the model's parameters are. options: see `torchsmith.config`; the usual ones are
+    `enabled_precisions={torch.float32}` (dtypes that engines may compute in), `min_block_size=5`, `torch_executed_ops`,
+    `require_full_compilation=False`, `backend=None`, `performance_hint="latency"`, `num_threads=0`.
+
+    Returns a module with the original's call signature, inputs and outputs. Raises InvalidOption, InvalidInput,
+    CaptureError, BackendUnavailable, FullCompilationRequired or BuildError, each with what to do.
+    """
+    from torchsmith import debug
+    from torchsmith.backends import choose
+    from torchsmith.build import build
+    from torchsmith.capture import capture
+    from torchsmith.inputs import resolve
+    from torchsmith.lower import lower
+    from torchsmith.partition.segments import partition
+    from torchsmith.report import report
+    from torchsmith.runtime.compiled import CompiledModule
+
+    config = Config.from_options(**options)
+    started = time.perf_counter()
+    with debug.road(config) as stage:
+        backend, target = choose(config.backend, device, module)
+        captured = stage("capture", capture, module, resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs), config.capture)
+        lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
+        partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)
+        built = stage("build", build, partitioned, backend, target, config)
+    return CompiledModule(built.program, report(partitioned, built, backend, target, config, time.perf_counter() - started))

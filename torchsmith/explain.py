@@ -1,0 +1,98 @@
+"""What became of a model: its engines, what stayed in PyTorch, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchsmith.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from torchsmith.runtime.compiled import CompiledModule
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The compiled module's report; shows itself as tables.
+
+    segments: one dictionary an engine (backend, precision, ops, inputs, outputs, engine_bytes, seconds). refusals: one
+    a node that stayed in PyTorch (node, op, reason, where).
+    """
+
+    report: dict[str, Any]
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        segments: list[dict[str, Any]] = self.report["segments"]
+        return segments
+
+    @property
+    def refusals(self) -> list[dict[str, str]]:
+        refusals: list[dict[str, str]] = self.report["refusals"]
+        return refusals
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        inside, total = self.report["ops_in_engines"], self.report["ops"]
+        if not self.segments:
+            return f"no engine: all {total} ops run in PyTorch"
+        engines = "1 engine" if len(self.segments) == 1 else f"{len(self.segments)} engines"
+        return f"{engines} ({self.report['backend']}) with {inside} of {total} ops; {total - inside} in PyTorch"
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
+        parts: list[Any] = [self.summary]
+        if self.segments:
+            table = Table(title="engines", title_justify="left")
+            for column in ("#", "backend", "precision", "ops", "inputs", "outputs", "MiB", "built in"):
+                table.add_column(column, justify="right" if column in ("#", "ops", "MiB", "built in") else "left", overflow="fold")
+            for number, s in enumerate(self.segments):
+                size, seconds = f"{s['engine_bytes'] / 2**20:.1f}", f"{s['seconds']:.2f} s"
+                row = (str(number), s["backend"], s["precision"], str(s["ops"]), _lines(s["inputs"]), _lines(s["outputs"]), size, seconds)
+                table.add_row(*row)
+            parts.append(table)
+        if self.refusals:
+            table = Table(title="in PyTorch", title_justify="left")
+            for column in ("op", "reason", "where"):
+                table.add_column(column, overflow="fold")
+            for (op, reason, where), nodes in self._grouped().items():
+                table.add_row(op + (f" (×{len(nodes)})" if len(nodes) > 1 else ""), reason, where)
+            parts.append(table)
+        return Group(*parts)
+
+    def _grouped(self) -> dict[tuple[str, str, str], list[str]]:
+        groups: dict[tuple[str, str, str], list[str]] = {}
+        for r in self.refusals:
+            groups.setdefault((r["op"], r["reason"], r["where"]), []).append(r["node"])
+        return groups
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=140, no_color=True, force_terminal=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    __repr__ = __str__
+
+
+def _lines(types: list[str]) -> str:
+    return "\n".join(types[:4] + ([f"… {len(types) - 4} more"] if len(types) > 4 else []))
+
+
+def explain(module: CompiledModule) -> Explanation:
+    """The engines of a compiled module and, for every op that stayed in PyTorch, the reason and the user's source line.
+
+    Raises InvalidInput for what `torchsmith.compile` and `torchsmith.load` did not return.
+    """
+    from torchsmith.runtime.compiled import CompiledModule
+
+    if not isinstance(module, CompiledModule):
+        raise InvalidInput(f"explain() takes what torchsmith.compile() or load() returned; it got {type(module).__name__}")
+    return Explanation(module.report)

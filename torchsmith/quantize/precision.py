@@ -1,0 +1,76 @@
+"""Reduced precision as casts that stand in the graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+
+import torch
+
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.graph import Graph, Value
+from torchsmith.ops.promote import cast
+from torchsmith.quantize.policy import role_of
+from torchsmith.target import Target
+
+# What a CPU needs to compute natively in a dtype.
+NATIVE_FEATURES = {torch.bfloat16: {"avx512_bf16", "amx_bf16"}, torch.float16: {"avx512_fp16", "amx_fp16"}}
+_told: set[str] = set()
+
+
+def choose_precision(enabled: Collection[torch.dtype], target: Target) -> torch.dtype:
+    """The fastest enabled dtype that the target computes in natively; float32 where there is none, which the user is told once."""
+    reduced = [dtype for dtype in (torch.float16, torch.bfloat16) if dtype in enabled]
+    native = [dtype for dtype in reduced if target.device == "cuda" or NATIVE_FEATURES[dtype] & set(target.features)]
+    chosen = native[0] if native else torch.float32
+    if missing := [dtype for dtype in reduced if dtype not in native]:
+        names = " and ".join(str(dtype) for dtype in missing)
+        hint = "" if chosen != torch.float32 or torch.bfloat16 not in NATIVE_FEATURES else _bf16_hint(enabled, target)
+        _tell_once(f"{target} does not compute in {names} natively; torchsmith takes {chosen}{hint}")
+    return chosen
+
+
+def _bf16_hint(enabled: Collection[torch.dtype], target: Target) -> str:
+    native = torch.bfloat16 not in enabled and NATIVE_FEATURES[torch.bfloat16] & set(target.features)
+    return "; it has bfloat16: add torch.bfloat16 to enabled_precisions" if native else ""
+
+
+def _tell_once(sentence: str) -> None:
+    if sentence not in _told:
+        _told.add(sentence)
+        warnings.warn(sentence, stacklevel=4)
+
+
+def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
+    """The same graph with its float32 work in `dtype` wherever the policy allows; inputs and outputs keep their types."""
+    if dtype == torch.float32:
+        return graph
+    with Builder(graph.ranges) as builder:
+        values: dict[Value, Value] = {v: builder.input(v.type, v.name) for v in graph.inputs}
+        values.update({v: builder.constant(t, v.name) for v, t in graph.constants.items()})
+        casts: dict[tuple[Value, torch.dtype], Value] = {}
+
+        def as_dtype(value: Value, wanted: torch.dtype) -> Value:
+            if (value, wanted) not in casts:
+                tensor = builder.constants.get(value)
+                casts[value, wanted] = cast(value, wanted) if tensor is None else builder.constant(tensor.to(wanted), value.name)
+            return casts[value, wanted]
+
+        for node in graph.nodes:
+            inputs = [values[v] for v in node.inputs]
+            compute = _compute_dtype(role_of(node), inputs, builder, dtype)
+            # what was float32 takes the compute dtype; other dtypes (integers, the user's own half) stay
+            was_float = [v.type.dtype == torch.float32 for v in node.inputs]
+            inputs = [as_dtype(v, compute) if f and v.type.dtype != compute else v for v, f in zip(inputs, was_float)]
+            with builder.at(node.origin):
+                given = node.op(*inputs)
+            values.update(zip(node.outputs, given if isinstance(given, tuple) else (given,)))
+        outputs = [as_dtype(values[v], v.type.dtype) if values[v].type.dtype != v.type.dtype else values[v] for v in graph.outputs]
+        return builder.finish(outputs)
+
+
+def _compute_dtype(role: str, inputs: list[Value], builder: Builder, reduced: torch.dtype) -> torch.dtype:
+    if role == "matrix":
+        return reduced
+    activations = [v for v in inputs if v not in builder.constants]
+    return reduced if role == "follow" and any(v.type.dtype == reduced for v in activations) else torch.float32
