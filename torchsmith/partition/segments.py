@@ -52,6 +52,10 @@ def partition(program: ExportedProgram, refuses: Refuses, config: PartitionConfi
     refuses: the backend's word on one IR node. Raises FullCompilationRequired where the config asks for no fallback.
     """
     reasons = _reasons(program, refuses, config)
+    if reasons and config.require_full_compilation:
+        refusals = _refusals(program, reasons)
+        listed = "\n".join(f"  {r.op}: {r.reason}" + (f" ({r.where})" if r.where else "") for r in refusals)
+        raise FullCompilationRequired(f"require_full_compilation=True, and {len(refusals)} ops would stay in PyTorch:\n{listed}")
     groups = _by_level(program, reasons)
     if len(groups) > 1 or reasons:
         for nodes in groups:
@@ -59,19 +63,15 @@ def partition(program: ExportedProgram, refuses: Refuses, config: PartitionConfi
                 reason = f"its block has {len(nodes)} ops, and min_block_size is {config.min_block_size}"
                 reasons.update({node: reason for node in nodes})
         groups = [nodes for nodes in groups if len(nodes) >= config.min_block_size]
-    refusals = tuple(
-        Refusal(node.name, str(node.target), reason, source_line(node) or "")
-        for node, reason in sorted(reasons.items(), key=lambda item: _order(program)[item[0]])
-        if node.target is not operator.getitem
+    return Partitioned(program, tuple(_segment(program, nodes) for nodes in groups), _refusals(program, reasons))
+
+
+def _refusals(program: ExportedProgram, reasons: dict[fx.Node, str]) -> tuple[Refusal, ...]:
+    return tuple(
+        Refusal(node.name, str(node.target), reasons[node], source_line(node) or "")
+        for node in program.graph.nodes
+        if node in reasons and node.target is not operator.getitem
     )
-    if refusals and config.require_full_compilation:
-        listed = "\n".join(f"  {r.op}: {r.reason}" + (f" ({r.where})" if r.where else "") for r in refusals)
-        raise FullCompilationRequired(f"require_full_compilation=True, and {len(refusals)} ops would stay in PyTorch:\n{listed}")
-    return Partitioned(program, tuple(_segment(program, nodes) for nodes in groups), refusals)
-
-
-def _order(program: ExportedProgram) -> dict[fx.Node, int]:
-    return {node: index for index, node in enumerate(program.graph.nodes)}
 
 
 def _is_size(node: fx.Node) -> bool:

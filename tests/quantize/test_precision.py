@@ -1,0 +1,100 @@
+"""Reduced precision: which dtype is taken, and where the casts stand."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.graph import Graph
+from torchsmith.ir.interpret import interpret
+from torchsmith.ir.types import TensorType
+from torchsmith.ir.verify import verify
+from torchsmith.ops.cast import Cast
+from torchsmith.ops.linear import Linear
+from torchsmith.quantize import precision
+from torchsmith.quantize.precision import choose_precision, reduce_precision
+from torchsmith.target import Target
+from torchsmith.testing.compare import relative_error
+from torchsmith.testing.op_case import OpCase, rand
+
+BF16_CPU = Target("cpu", "x86_64", ("avx2", "avx512_bf16"), "a CPU")
+OLD_CPU = Target("cpu", "x86_64", ("avx2",), "an old CPU")
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_told", set())
+
+
+@pytest.mark.parametrize(
+    ("enabled", "target", "chosen", "told"),
+    [
+        ({F32}, BF16_CPU, F32, None),
+        ({F32, BF16}, BF16_CPU, BF16, None),
+        ({BF16}, OLD_CPU, F32, "does not compute in torch.bfloat16 natively; torchsmith takes torch.float32"),
+        ({F16}, BF16_CPU, F32, "add torch.bfloat16 to enabled_precisions"),
+        ({F16, BF16}, BF16_CPU, BF16, "does not compute in torch.float16 natively; torchsmith takes torch.bfloat16"),
+        ({F16, BF16}, Target("cuda", "sm_90"), F16, None),
+    ],
+)
+def test_the_fastest_native_dtype_is_taken_and_the_user_told(
+    enabled: set[torch.dtype], target: Target, chosen: torch.dtype, told: str | None
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert choose_precision(enabled, target) == chosen
+        assert choose_precision(enabled, target) == chosen
+    assert len(caught) == (told is not None)  # once, not twice
+    if told:
+        assert told in str(caught[0].message)
+
+
+def casts(graph: Graph) -> int:
+    return sum(isinstance(n.op, Cast) for n in graph.nodes)
+
+
+def network(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    y = torch.relu(torch.nn.functional.conv2d(x, w))
+    return torch.nn.functional.linear((y + 1).flatten(1), v)
+
+
+CASE = OpCase(network, rand(2, 3, 5, 5), rand(4, 3, 3, 3), rand(6, 36))
+
+
+def test_matrix_work_and_what_follows_it_is_reduced_and_the_ends_keep_their_types() -> None:
+    graph = CASE.graph()
+    reduced = reduce_precision(graph, BF16)
+    verify(reduced, "quantize")
+    assert [v.type.dtype for v in (*reduced.inputs, *reduced.outputs)] == [F32] * 4
+    inside = {v.type.dtype for n in reduced.nodes if not isinstance(n.op, Cast) for v in n.outputs}
+    assert inside == {BF16}
+    assert casts(reduced) == 4  # three inputs down, one output up
+    wanted = interpret(graph, CASE.inputs)[0]
+    assert 0 < relative_error(interpret(reduced, CASE.inputs)[0], wanted) < 1e-2
+
+
+def test_float32_leaves_the_graph_alone() -> None:
+    graph = CASE.graph()
+    assert reduce_precision(graph, F32) is graph
+
+
+def test_constants_are_reduced_once_at_compile_time() -> None:
+    with Builder() as b:
+        x, w = b.input(TensorType((2, 4), F32)), b.constant(rand(3, 4))
+        graph = b.finish([Linear()(x, w), Linear()(Linear()(x, w), b.constant(rand(5, 3)))])
+    reduced = reduce_precision(graph, BF16)
+    assert [t.dtype for t in reduced.constants.values()] == [BF16, BF16]
+    assert casts(reduced) == 3  # one input down, two outputs up
+
+
+def test_integers_and_wide_functions_stay_as_they_are() -> None:
+    def wide(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.exp(torch.nn.functional.linear(x, w)).log()
+
+    reduced = reduce_precision(OpCase(wide, rand(2, 4), rand(3, 4)).graph(), BF16)
+    functions = {n.op.function: n.outputs[0].type.dtype for n in reduced.nodes if hasattr(n.op, "function")}
+    assert functions == {"exp": F32, "log": F32}
