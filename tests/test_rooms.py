@@ -18,6 +18,7 @@ TOP = "the public names"  # torchsmith/__init__.py
 
 # A room may import those before it and itself, never one after it.
 ORDER = (
+    "version",
     "errors",
     "dtypes",
     "target",
@@ -34,6 +35,7 @@ ORDER = (
     "backends",
     "runtime",
     "build",
+    "report",
     "package",
     "explain",
     "compile",
