@@ -12,8 +12,6 @@ from types import ModuleType
 
 import pytest
 
-from torchsmith.version import __version__
-
 HERE = Path(__file__).resolve().parent.parent
 
 
@@ -33,7 +31,7 @@ def test_the_wheel_holds_torchsmith_and_nothing_else(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr.decode()
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"torchsmith", f"torchsmith-{__version__}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"torchsmith", wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"}
     assert {"torchsmith/py.typed", "torchsmith/errors.py"} <= set(names)
     assert not [name for name in names if name.startswith("torchsmith/") and not name.endswith((".py", ".typed"))]
 
