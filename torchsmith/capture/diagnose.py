@@ -1,0 +1,205 @@
+"""What an export that failed says to the user: what, where, why, and what to do."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from torchsmith.capture.source import error_line
+from torchsmith.errors import CaptureError, InvalidInput, TorchsmithError
+from torchsmith.inputs import ExampleInputs
+
+_SIZE = re.compile(r"(\w+) = (L\[.*?\.size\(\)\[\d+\])")  # `b = L['x'].size()[0]`, as torch names a dimension
+
+
+def check_call(module: nn.Module, traced: nn.Module, inputs: ExampleInputs) -> None:
+    """Raise InvalidInput where the inputs do not match the parameters of `forward`."""
+    try:
+        signature = inspect.signature(traced.forward)
+    except (TypeError, ValueError):  # a forward without a signature: let the call itself tell
+        return
+    try:
+        signature.bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise InvalidInput(
+            f"{_name(module)}.forward{signature} does not take these inputs: {error}; "
+            "give one input per argument, those by name in kwarg_inputs"
+        ) from None
+
+
+def ties(error: Exception, inputs: ExampleInputs, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Dimensions to put in the place of others, where all that failed is that ranges turned out to be equal sizes.
+
+    Dims that the user made are never put aside for another one. Returns None where there is more to it.
+    """
+    from torch.export import Dim
+
+    fixes = _suggestions(str(error))
+    made = _made(inputs)
+    pairs = [fix.split(" = ") for fix in fixes]
+    if not pairs or not all(len(p) == 2 and p[1].isidentifier() for p in pairs):
+        return None
+    everything = {getattr(d, "__name__", ""): d for own in inputs.dims for d in own.values()}
+    found = dict(known)
+    for one, other in pairs:
+        if one not in made:
+            one, other = other, one
+        if one not in made or other not in everything:
+            return None
+        a, b = found.get(one, everything[one]), found.get(other, everything[other])
+        tied = b
+        if (a.min, a.max) != (b.min, b.max):
+            low, high = max(a.min, b.min), min(a.max, b.max)
+            if other not in made or not low < high:
+                return None
+            tied = Dim(other, min=low, max=high)
+        for name in everything:
+            if found.get(name, everything[name]) in (a, b):
+                found[name] = tied
+    return found if found != dict(known) else None
+
+
+def told(error: Exception, module: nn.Module, inputs: ExampleInputs) -> TorchsmithError:
+    """The sentence for an export that raised `error`."""
+    if isinstance(error, TorchsmithError):
+        return error
+    text = str(error)
+    if "Constraints violated" in text:
+        return CaptureError(_sizes(text, inputs))
+    where = error_line(error)
+    at = f" at {where}" if where else ""
+    if "data-dependent" in text or "DataDependent" in type(error).__name__:
+        return CaptureError(
+            f"{_name(module)} cannot be exported: its control flow, or a size in it, depends on the values of a tensor{at}. "
+            "Write it with torch.where or torch.cond, or compile the submodules around it one by one"
+        )
+    own = _run(module, inputs)
+    if own is not None:
+        line = error_line(own)
+        return InvalidInput(
+            f"{_name(module)} fails on these inputs{f' at {line}' if line else ''}: {_first_line(own)}. "
+            f"The inputs were {_described(inputs)}{_hint(module, inputs)}"
+        )
+    return CaptureError(
+        f"{_name(module)} runs, but cannot be exported{at}: {_first_line(error)}. "
+        f"Change that line, or compile the submodules around it one by one{_training(module)}"
+    )
+
+
+def _sizes(text: str, inputs: ExampleInputs) -> str:
+    """A violated constraint on dynamic dimensions, in words."""
+    names = {source: name for name, source in _SIZE.findall(text)}
+    problems: list[str] = []
+    for line in (line.strip() for line in text.splitlines()):
+        if line.startswith("- "):
+            problem = _problem(line.removeprefix("- "))
+            for source, name in names.items():
+                problem = problem.replace(source, name)
+            if problem not in problems:
+                problems.append(problem)
+    places = []
+    for place, own in zip(inputs.places, inputs.dims, strict=True):
+        for i, dim in own.items():
+            name = getattr(dim, "__name__", "")
+            if name and re.search(rf"\b{re.escape(name)}\b", text):
+                places.append(f"{name} is dimension {i} of {place}")
+    fixes = [f for f in _suggestions(text) if f not in problems]
+    return (
+        f"the model works for fewer sizes than its inputs allow; it needs {' and '.join(problems[:3]) or 'other sizes'}"
+        f"{', where ' + ', '.join(places[:4]) if places else ''}. Change the inputs accordingly"
+        f"{', for example ' + ', '.join(fixes) if fixes else ''}"
+    )
+
+
+_PROBLEMS = (
+    (re.compile(r"You marked (.*) as dynamic but your code specialized it to be a constant \((\d+)\)"), r"\1 = \2"),
+    (re.compile(r"The values of (\w+) = .* and (\w+) = .* must always be equal"), r"\1 = \2"),
+    (re.compile(r"must always be related to the values of .* by (.*)"), r"\1"),
+    (re.compile(r"satisfy the generated guard (.*)"), r"\1"),
+)
+
+
+def _problem(line: str) -> str:
+    """The condition in one line of torch's list."""
+    for pattern, condition in _PROBLEMS:
+        if match := pattern.search(line):
+            return match.expand(condition).rstrip(".")
+    return line
+
+
+def _suggestions(text: str) -> list[str]:
+    """torch's suggested fixes, each `name = expression`."""
+    fixes = text.partition("Suggested fixes:")[2].partition("\n\n")[0]
+    return [line.strip() for line in fixes.splitlines() if " = " in line]
+
+
+def _made(inputs: ExampleInputs) -> set[str]:
+    """The names of dimensions that were made from ranges, not by the user."""
+    return {getattr(d, "__name__", "") for own in inputs.dims for d in own.values()} - set(inputs.roots)
+
+
+def _run(module: nn.Module, inputs: ExampleInputs) -> Exception | None:
+    """What the model itself raises on these inputs, tried on a copy; None where it runs, or cannot be copied."""
+    try:
+        tried = copy.deepcopy(module)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return None
+    try:
+        with torch.no_grad():
+            tried(*copy.deepcopy(inputs.args), **copy.deepcopy(inputs.kwargs))
+    except Exception as error:  # the model's own code may raise anything; it is told to the user
+        return error
+    return None
+
+
+def _described(inputs: ExampleInputs) -> str:
+    leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
+    return ", ".join(f"{place}: {_text(leaf)}" for place, leaf in zip(inputs.places, leaves, strict=True)) or "none"
+
+
+def _text(leaf: Any) -> str:
+    if not isinstance(leaf, torch.Tensor):
+        return repr(leaf)
+    device = "" if leaf.device.type == "cpu" else f" on {leaf.device}"
+    return f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}{device}"
+
+
+def _hint(module: nn.Module, inputs: ExampleInputs) -> str:
+    """What is likely wrong with inputs that the model does not take."""
+    leaves = [t for t in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    names = set(inspect.signature(module.forward).parameters) if not isinstance(module, torch.jit.ScriptModule) else set()
+    if len(inputs.args) == 1 and isinstance(inputs.args[0], dict) and inputs.args[0] and set(inputs.args[0]) <= names:
+        return "; inputs[0] is a dict of argument names: pass it as kwarg_inputs"
+    if leaves and len(dtypes) == 1 and dtypes.isdisjoint(t.dtype for t in leaves):
+        dtype = next(iter(dtypes))
+        return f"; the model's parameters are {dtype}: try Input(..., dtype={dtype})"
+    unbounded = [
+        a.dim for t in pytree.tree_leaves(inputs.described) for a in getattr(t, "dims", ()) if getattr(a, "max", 0) is None
+    ]
+    if unbounded:
+        return "; a Dim without a max was tried at a small size: give it a max, or give the Input an opt_shape"
+    return _training(module)
+
+
+def _training(module: nn.Module) -> str:
+    return "; the model is in training mode: call model.eval() first" if getattr(module, "training", False) else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    if "failed in the TorchScript interpreter" in lines[0]:
+        lines = lines[-1:]  # TorchScript tells its own stack first
+    message = lines[0].rstrip(".")
+    return message if type(error) in (RuntimeError, AssertionError) else f"{type(error).__name__}: {message}"
+
+
+def _name(module: nn.Module) -> str:
+    return str(getattr(module, "original_name", type(module).__name__))

@@ -1,0 +1,177 @@
+"""The first stage: whatever kind of model the user has, as an exported program."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from torchsmith.capture import diagnose
+from torchsmith.capture.fits import misfit
+from torchsmith.capture.private import device_of, private_copy
+from torchsmith.capture.training import check_inference
+from torchsmith.config import CaptureConfig
+from torchsmith.errors import InvalidInput
+from torchsmith.inputs import ExampleInputs, resolve
+
+_LOCK = threading.Lock()  # export patches globals of torch's; one at a time
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as an exported program, in torch.export's own dialect and not yet decomposed.
+
+    program: its graph is ours to change; its parameters, buffers and constants are the user's tensors, never to be written to.
+    inputs: what it was traced with; None for an ExportedProgram that came without.
+    """
+
+    program: ExportedProgram
+    inputs: ExampleInputs | None = None
+
+
+def capture(module: Any, inputs: ExampleInputs | None = None, config: CaptureConfig | None = None) -> Captured:
+    """Turn a model into an exported program, without changing the model.
+
+    module: an `nn.Module`, a `GraphModule`, a `ScriptModule` (traced, scripted, loaded or frozen), or an `ExportedProgram`,
+    which needs no inputs. inputs: from `torchsmith.inputs.resolve`; examples that Inputs describe are made on the module's
+    device, the user's own tensors must be there already.
+
+    Precondition: the model is in eval mode wherever that matters. State that it keeps in plain attributes, unlike that in
+    buffers, stays what it is at this moment; a warning says so where the model writes to it.
+
+    Raises InvalidInput where the model does not take these inputs, and CaptureError where it is in training mode or cannot be
+    exported; both name the model's own line. Source: torch.export.
+    """
+    config = config or CaptureConfig()
+    inputs = inputs or resolve()
+    if isinstance(module, ExportedProgram):
+        return _captured_already(module, inputs)
+    module = _accepted(module)
+    inputs = inputs.on(device_of(module))
+    traced = traceable(module)
+    diagnose.check_call(module, traced, inputs)
+    program = export(traced, inputs, config.strict and not isinstance(module, torch.jit.ScriptModule), module)
+    check_inference(program, traced.training)
+    return Captured(program, inputs)
+
+
+def traceable(module: nn.Module) -> nn.Module:
+    """A module that torch.export can run in the place of this one; it shares the tensors and nothing else."""
+    from torchsmith.capture.torchscript import Scripted, replace_scripts
+
+    if isinstance(module, torch.jit.ScriptModule):
+        return Scripted.of(module).ts_lift()
+    return replace_scripts(private_copy(module))
+
+
+def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.Module) -> ExportedProgram:
+    """Run torch.export. Where dimensions that came from ranges must be equal, tie them and run it again.
+
+    module: what is traced. original: the user's, for messages. Raises InvalidInput or CaptureError.
+    """
+    ties: dict[str, Any] = {}
+    while True:
+        shapes = inputs.dynamic_shapes(module.forward, ties)
+        try:
+            with _LOCK, _quiet(original), _settings(inputs.is_dynamic), torch.no_grad():
+                return torch.export.export(module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict)
+        except Exception as error:  # the model's own code may raise anything; it becomes the cause of what is raised
+            found = diagnose.ties(error, inputs, ties)
+            if not found:
+                raise diagnose.told(error, original, inputs) from error
+            ties = found
+
+
+@contextlib.contextmanager
+def _settings(dynamic: bool) -> Iterator[None]:
+    """torch's settings for the time of one export."""
+    import torch.fx.experimental._config as symbolic
+    from torch.fx.traceback import preserve_node_meta
+
+    # Without it torch takes a dynamic size for at least 2, and drops `if x.shape[0] == 1` without a word although 1 is in range.
+    oblivious = symbolic.patch(backed_size_oblivious=True) if dynamic else contextlib.nullcontext()  # type: ignore[attr-defined]
+    with oblivious, preserve_node_meta():
+        yield
+
+
+@contextlib.contextmanager
+def _quiet(module: nn.Module) -> Iterator[None]:
+    """Keep back torch's running commentary: what goes wrong is raised, in a sentence."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for logger in loggers:
+            logger.addFilter(_nothing)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_nothing)
+    for warning in caught:
+        if "assigned during export" in str(warning.message):
+            _warn_of_state(str(warning.message), module)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+def _warn_of_state(message: str, module: nn.Module) -> None:
+    """Say which attributes carry state from call to call: those that the model overwrites, unlike caches that it fills."""
+    names = re.findall(r"self\.([\w.]+)(?=[,\s])", message.partition(" assigned")[0])
+    state = []
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        with contextlib.suppress(AttributeError):
+            if isinstance(vars(module.get_submodule(owner)).get(attribute), torch.Tensor):
+                state.append(f"self.{name}")
+    if state:
+        warnings.warn(
+            f"{type(module).__name__} overwrites {', '.join(state)} at each call; the compiled model reads there what it was when "
+            "compiled. Register it as a buffer, and change it in place, for the compiled model to carry it from call to call",
+            stacklevel=5,
+        )
+
+
+def _accepted(module: Any) -> nn.Module:
+    """The module itself, out of its torch.compile wrapper. Raises InvalidInput for what is none."""
+    module = getattr(module, "_orig_mod", module)
+    if isinstance(module, nn.Module):
+        return module
+    kind = type(module).__name__
+    advice = "wrap it in the forward of an nn.Module" if callable(module) else "pass the model itself"
+    raise InvalidInput(f"compile() takes an nn.Module, ExportedProgram, GraphModule or ScriptModule, and got a {kind}; {advice}")
+
+
+def _captured_already(program: ExportedProgram, inputs: ExampleInputs) -> Captured:
+    """An exported program with a graph of our own. Raises InvalidInput where inputs were given that it does not take."""
+    check_inference(program, training=True)
+    given = inputs.args or inputs.kwargs
+    if given:
+        for field in ("min", "opt", "max"):
+            if reason := misfit(program, *inputs.at(field)):
+                raise InvalidInput(
+                    f"the exported program does not take these inputs: {reason}; leave `inputs` out, or export it for them"
+                )
+    private = ExportedProgram(
+        root=copy.deepcopy(program.graph_module),
+        graph=copy.deepcopy(program.graph_module).graph,
+        graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict=dict(program.state_dict),
+        range_constraints=dict(program.range_constraints),
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=dict(program.constants),
+        verifiers=program.verifiers,
+    )
+    return Captured(private, inputs if given else None)
