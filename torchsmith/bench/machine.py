@@ -1,0 +1,69 @@
+"""Where a measurement was made. Nothing in it names the machine or its user."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from torchsmith.target import this_cpu
+
+PACKAGES = ("torchsmith", "torch", "openvino", "onnxruntime", "timm", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """cpu: the vendor's name and the instruction sets that matter. cores: those this process may use. memory_gb: GiB."""
+
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    threads: int
+    memory_gb: float
+    system: str
+    python: str
+    packages: dict[str, str]
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {self.packages[name]}" for name in PACKAGES[:4] if name in self.packages)
+        return f"{self.cpu}, {self.cores} cores, {self.threads} threads ({', '.join(self.features) or self.system}); {versions}"
+
+
+def this_machine() -> Machine:
+    target = this_cpu()
+    return Machine(
+        cpu=target.chip or target.arch,
+        features=target.features,
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        memory_gb=round(memory_bytes() / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=versions(),
+    )
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, which a container may have cut down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Bytes of main memory; 0 where the system does not say."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def versions() -> dict[str, str]:
+    found: dict[str, str] = {"torch": str(torch.__version__)}
+    for package in PACKAGES:
+        if package not in found:
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
