@@ -24,8 +24,8 @@ ORDER = (
     "target",
     "config",
     "inputs",
-    "debug",
     "ir",
+    "debug",  # prints and checks what the stages hand it
     "ops",
     "capture",
     "convert",
