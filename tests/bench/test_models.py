@@ -41,7 +41,7 @@ def test_statistics_look_trained() -> None:
     assert float(norm.running_mean.std()) == pytest.approx(0.1, rel=0.3)
     assert 0.5 <= float(norm.running_var.min()) < 0.7 and 1.3 < float(norm.running_var.max()) <= 1.5
     assert float(norm.weight.detach().std()) == pytest.approx(0.1, rel=0.3)
-    assert float(norm.bias.abs().min()) > 0
+    assert float(norm.bias.detach().abs().min()) > 0
 
 
 def test_a_trained_parameter_is_kept() -> None:
