@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
-from torchsmith.capture.source import error_line
+from torchsmith.capture.source import error_line, raised_here
 from torchsmith.errors import CaptureError, InvalidInput, TorchsmithError
 from torchsmith.inputs import ExampleInputs
 
@@ -70,6 +70,8 @@ def told(error: Exception, module: nn.Module, inputs: ExampleInputs) -> Torchsmi
     """The sentence for an export that raised `error`."""
     if isinstance(error, TorchsmithError):
         return error
+    if isinstance(error, (NameError, AttributeError)) and raised_here(error):
+        raise error  # a mistake of ours, which must not look like one of the model's
     text = str(error)
     if "Constraints violated" in text:
         return CaptureError(_sizes(text, inputs))

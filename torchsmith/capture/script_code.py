@@ -30,15 +30,15 @@ class NotConvertible(CaptureError):
 class Code:
     """One method, ready to run.
 
-    schema: its arguments and results. constants: a frame with the constants in their slots. tensors: slots that want a tensor
-    constant, with it. arguments, results: slots.
+    constants: a frame with the constants in their slots. tensors: slots that want a tensor constant, with it. arguments, result:
+    slots. tensor: whether the result is to be a tensor.
     """
 
-    schema: Any
+    tensor: bool
     constants: Frame = field(default_factory=list)
     tensors: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     arguments: list[int] = field(default_factory=list)
-    results: list[int] = field(default_factory=list)
+    result: int = 0
     steps: list[Step] = field(default_factory=list)
 
     def frame(self, args: tuple[Any, ...]) -> Frame:
@@ -50,25 +50,18 @@ class Code:
     def run(self, frame: Frame) -> Any:
         for step in self.steps:
             step(frame)
-        values = [
-            _as_tensor(frame[slot]) if kind == "Tensor" else frame[slot]
-            for slot, kind in zip(self.results, self._kinds, strict=True)
-        ]
-        return values[0] if len(values) == 1 else tuple(values)
-
-    @property
-    def _kinds(self) -> list[str]:
-        return [str(r.type) for r in self.schema.returns]
+        return _as_tensor(frame[self.result]) if self.tensor else frame[self.result]
 
 
 def translate(method: Any) -> Code:
     """Read a `torch._C.ScriptMethod`. What cannot be run is refused when it is reached, not here."""
     graph = method.graph.copy()
     _inline_functions(graph)
-    reader = _Reader(Code(method.schema))
+    reader = _Reader(Code(str(method.schema.returns[0].type) == "Tensor"))
     reader.code.arguments = [reader.slot(v) for v in graph.inputs()]
     reader.code.steps = reader.block(graph)
-    reader.code.results = [reader.slot(v) for v in graph.outputs()]
+    (result,) = graph.outputs()
+    reader.code.result = reader.slot(result)
     return reader.code
 
 
@@ -234,12 +227,11 @@ class _Reader:
         call = _operator(node.kind(), schema)
         if call is None:
             kind = node.kind() + (f".{schema.overload}" if schema and schema.overload else "")
-            where = _source(node)
+
+            advice = "; pass the module as it was before torch.jit.optimize_for_inference" if "mkldnn" in kind.lower() else ""
 
             def refuse(frame: Frame) -> None:
-                raise NotConvertible(
-                    f"TorchScript's {kind} has no counterpart that export can trace{f' ({where})' if where else ''}"
-                )
+                raise NotConvertible(f"TorchScript's {kind} has no counterpart that export can trace{advice}")
 
             return refuse
         if schema is None or call in (PLAIN.get(node.kind()), PLAIN.get(schema.qualified)):

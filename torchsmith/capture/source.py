@@ -51,6 +51,12 @@ def error_line(error: BaseException) -> str | None:
     return best
 
 
+def raised_here(error: BaseException) -> bool:
+    """Whether an exception was raised by torchsmith's own code."""
+    files = [file for file, _, _ in _traceback_frames(error.__traceback__)]
+    return bool(files) and os.path.abspath(files[-1]).startswith(_OURS[1])
+
+
 def innermost(frames: Iterable[tuple[str, int, str]], own_only: bool = False) -> str | None:
     """Render the last of (file, line number, code) that is the user's, or the last in torch.nn unless `own_only`."""
     listed = [f for f in frames if not f[0].startswith("<")]
@@ -64,7 +70,7 @@ def innermost(frames: Iterable[tuple[str, int, str]], own_only: bool = False) ->
 
 
 def is_torch(file: str) -> bool:
-    return os.path.abspath(file).startswith(_OURS)
+    return os.path.abspath(file).startswith(_OURS) or file.removeprefix("code/__torch__/").startswith("torch/")
 
 
 def shorten(file: str) -> str:

@@ -34,12 +34,13 @@ class Session:
 
 @dataclass(frozen=True)
 class Origin:
-    """The ScriptModule behind a converted module, its path from the root, and the methods that were read so far."""
+    """The ScriptModule behind a converted module, its path from the root, and what is known of its methods so far."""
 
     script: Any
     path: str
     session: Session
     codes: dict[str, Code] = field(default_factory=dict)
+    native: dict[str, bool] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.script.original_name} ({self.path})" if self.path else str(self.script.original_name)
@@ -92,6 +93,8 @@ class Scripted(nn.Module):
 
     def ts_call(self, method: str, args: tuple[Any, ...]) -> Any:
         """Run a method. Raises what the code raises, and NotConvertible."""
+        if method != "forward" and self.ts_native(method):
+            return self.ts.script._c._get_method(method)(*args)
         if self.ts.session.calls is not None and method == "forward":
             self.ts.session.calls.append((self.ts.path, args))
         code = self.ts_code(method)
@@ -100,6 +103,19 @@ class Scripted(nn.Module):
             for i, (slot, _) in enumerate(code.tensors):
                 frame[slot] = self._buffers[f"ts_{method}_constant_{i}"]
         return code.run(frame)
+
+    def ts_native(self, method: str) -> bool:
+        """Whether TorchScript may run a method by itself: nothing is traced, and no module that it reaches is ours."""
+        if self.ts.session.tracing or self.ts.session.calls is not None:
+            return False
+        if method not in self.ts.native:
+            self.ts.native[method] = True  # for a method that calls itself
+            graph = self.ts.script._c._get_method(method).graph
+            read = {node.s("name") for node in graph.findAllNodes("prim::GetAttr")}
+            called = {node.s("name") for node in graph.findAllNodes("prim::CallMethod")} - {"forward"}
+            ours = any(not isinstance(self._modules[name], torch.jit.ScriptModule) for name in read & self._modules.keys())
+            self.ts.native[method] = not ours and all(self.ts_native(m) for m in called if self.ts.script._c._has_method(m))
+        return self.ts.native[method]
 
     def ts_code(self, method: str) -> Code:
         if method not in self.ts.codes:
