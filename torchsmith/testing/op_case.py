@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,8 +56,8 @@ class OpCase:
     """A function of tensors that calls an op, with example inputs.
 
     dtypes: the floating inputs are tried in each. dynamic: (input, dimension) pairs to export as symbolic; the engine is
-    then also run at other sizes there (the example's plus one). engines: the backends that must take it. exact_dtype:
-    False where the reference cannot run in float64.
+    then also run at other sizes there (the example's plus one). tie: the dynamic dimensions are one size. least: their
+    smallest size. engines: the backends that must take it.
     """
 
     function: Callable[..., Any]
@@ -65,12 +65,13 @@ class OpCase:
     dtypes: Sequence[torch.dtype] = FLOATS
     dynamic: Sequence[tuple[int, int]] = ()
     engines: Sequence[str] = ENGINES
-    tie: bool = field(default=True)  # all dynamic dimensions are one size
+    tie: bool = True
+    least: int = 1
 
     def __init__(self, function: Callable[..., Any], *inputs: Tensor, **options: Any) -> None:
         object.__setattr__(self, "function", function)
         object.__setattr__(self, "inputs", inputs)
-        for name in ("dtypes", "dynamic", "engines", "tie"):
+        for name in ("dtypes", "dynamic", "engines", "tie", "least"):
             object.__setattr__(self, name, options.pop(name, getattr(type(self), name, True)))
         assert not options, f"OpCase has no {options}"
 
@@ -84,7 +85,7 @@ class OpCase:
 
     def refused(self, why: str, on: str = "reference") -> None:
         """Assert that `on` refuses the op with a sentence that matches the pattern `why`."""
-        program = self._export(self.inputs, ())
+        program = self._export(self.inputs, self.dynamic)
         refusals = partition(program, _refuses(program, on), PartitionConfig(min_block_size=1)).refusals
         assert refusals, f"{on} took it, and should refuse it because of {why!r}"
         reasons = [r.reason for r in refusals]
@@ -115,7 +116,7 @@ class OpCase:
     def _export(self, inputs: tuple[Tensor, ...], dynamic: Sequence[tuple[int, int]]) -> ExportedProgram:
         dims: list[dict[int, Any]] = [{} for _ in inputs]
         for number, (which, axis) in enumerate(dynamic):
-            dims[which][axis] = Dim("n" if self.tie else f"n{number}", min=1, max=64)
+            dims[which][axis] = Dim("n" if self.tie else f"n{number}", min=self.least, max=64)
         shapes = (tuple(dims),) if dynamic else None
         with torch.no_grad():
             return export(_Calls(self.function), inputs, dynamic_shapes=shapes)
