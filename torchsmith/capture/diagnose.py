@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
+from torch.export import ExportedProgram
 
 from torchsmith.capture.source import error_line, raised_here
 from torchsmith.errors import CaptureError, InvalidInput, TorchsmithError
@@ -41,10 +42,10 @@ def ties(error: Exception, inputs: ExampleInputs, known: Mapping[str, Any]) -> d
     """
     from torch.export import Dim
 
-    fixes = _suggestions(str(error))
     made = _made(inputs)
-    pairs = [fix.split(" = ") for fix in fixes]
-    if not pairs or not all(len(p) == 2 and p[1].isidentifier() for p in pairs):
+    fixes = [fix.split(" = ", 1) for fix in _suggestions(str(error))]
+    pairs = [fix for fix in fixes if not (fix[1].startswith("Dim(") and fix[0] in made)]  # ranges follow from what is tied
+    if not pairs or not all(other.isidentifier() for _, other in pairs):
         return None
     everything = {getattr(d, "__name__", ""): d for own in inputs.dims for d in own.values()}
     found = dict(known)
@@ -75,8 +76,7 @@ def told(error: Exception, module: nn.Module, inputs: ExampleInputs) -> Torchsmi
     text = str(error)
     if "Constraints violated" in text:
         return CaptureError(_sizes(text, inputs))
-    where = error_line(error)
-    at = f" at {where}" if where else ""
+    at = _at(error)
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return CaptureError(
             f"{_name(module)} cannot be exported: its control flow, or a size in it, depends on the values of a tensor{at}. "
@@ -84,15 +84,19 @@ def told(error: Exception, module: nn.Module, inputs: ExampleInputs) -> Torchsmi
         )
     own = _run(module, inputs)
     if own is not None:
-        line = error_line(own)
         return InvalidInput(
-            f"{_name(module)} fails on these inputs{f' at {line}' if line else ''}: {_first_line(own)}. "
+            f"{_name(module)} fails on these inputs: {_first_line(own)}{_at(own)}. "
             f"The inputs were {_described(inputs)}{_hint(module, inputs)}"
         )
     return CaptureError(
-        f"{_name(module)} runs, but cannot be exported{at}: {_first_line(error)}. "
+        f"{_name(module)} runs, but cannot be exported: {_first_line(error)}{at}. "
         f"Change that line, or compile the submodules around it one by one{_training(module)}"
     )
+
+
+def _at(error: BaseException) -> str:
+    line = error_line(error)
+    return f" ({line})" if line else ""
 
 
 def _sizes(text: str, inputs: ExampleInputs) -> str:
@@ -113,10 +117,12 @@ def _sizes(text: str, inputs: ExampleInputs) -> str:
             if name and re.search(rf"\b{re.escape(name)}\b", text):
                 places.append(f"{name} is dimension {i} of {place}")
     fixes = [f for f in _suggestions(text) if f not in problems]
+    advice = f", for example {', '.join(fixes)}" if fixes else ""
+    if any(re.fullmatch(r"\w+ = .*[a-z]\w*.*", p) for p in problems):
+        advice += "; one torch.export.Dim, or an expression of it such as 2*dim, ties two dimensions"
     return (
-        f"the model works for fewer sizes than its inputs allow; it needs {' and '.join(problems[:3]) or 'other sizes'}"
-        f"{', where ' + ', '.join(places[:4]) if places else ''}. Change the inputs accordingly"
-        f"{', for example ' + ', '.join(fixes) if fixes else ''}"
+        f"the model works for fewer sizes than its inputs allow; it needs {' and '.join(problems[:3])}"
+        f"{', where ' + ', '.join(places[:4]) if places else ''}. Change the inputs accordingly{advice}"
     )
 
 
@@ -134,6 +140,23 @@ def _problem(line: str) -> str:
         if match := pattern.search(line):
             return match.expand(condition).rstrip(".")
     return line
+
+
+def check_guards(program: ExportedProgram, module: nn.Module, inputs: ExampleInputs) -> None:
+    """Raise CaptureError where the program holds for fewer sizes than it says.
+
+    torch (2.14) lets some operators, such as lstm_cell, decide that a size is not 1 after a range that has 1 was promised.
+    """
+    guards = getattr(program, "_guards_code", None) or []
+    if not guards or not inputs.is_dynamic:
+        return
+    args, kwargs = inputs.at("min")
+    smallest = {"L": inspect.signature(module.forward).bind(*args, **kwargs).arguments}
+    for guard in guards:
+        if re.fullmatch(r"L\[[^()]*\]\.size\(\)\[\d+\] (!=|>=) \d+", guard) and not eval(guard, {"__builtins__": {}}, smallest):
+            raise CaptureError(
+                f"the model works for fewer sizes than its inputs allow; it needs {guard.replace('L[', 'inputs[')}. Raise the min"
+            )
 
 
 def _suggestions(text: str) -> list[str]:
@@ -192,14 +215,16 @@ def _hint(module: nn.Module, inputs: ExampleInputs) -> str:
 
 
 def _training(module: nn.Module) -> str:
-    return "; the model is in training mode: call model.eval() first" if getattr(module, "training", False) else ""
+    switching = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    odd = any(m.training and isinstance(m, switching) for m in module.modules() if not isinstance(m, torch.jit.ScriptModule))
+    return "; the model is in training mode: call model.eval() first" if odd else ""
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     if "failed in the TorchScript interpreter" in lines[0]:
         lines = lines[-1:]  # TorchScript tells its own stack first
-    message = lines[0].rstrip(".")
+    message = lines[0].partition(". ")[0].rstrip(".:")
     return message if type(error) in (RuntimeError, AssertionError) else f"{type(error).__name__}: {message}"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from torch.export import ExportedProgram
 from torchsmith.capture import diagnose
 from torchsmith.capture.fits import misfit
 from torchsmith.capture.private import device_of, private_copy
+from torchsmith.capture.torchscript import Scripted, has_scripts, replace_scripts
 from torchsmith.capture.training import check_inference
 from torchsmith.config import CaptureConfig
 from torchsmith.errors import InvalidInput
@@ -67,8 +70,6 @@ def capture(module: Any, inputs: ExampleInputs | None = None, config: CaptureCon
 
 def traceable(module: nn.Module) -> nn.Module:
     """A module that torch.export can run in the place of this one; it shares the tensors and nothing else."""
-    from torchsmith.capture.torchscript import Scripted, replace_scripts
-
     if isinstance(module, torch.jit.ScriptModule):
         return Scripted.of(module).ts_lift()
     return replace_scripts(private_copy(module))
@@ -83,32 +84,39 @@ def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.
     while True:
         shapes = inputs.dynamic_shapes(module.forward, ties)
         try:
-            with _LOCK, _quiet(original), _settings(inputs.is_dynamic), torch.no_grad():
-                return torch.export.export(module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict)
+            with _LOCK, _quiet(original), _settings(inputs.is_dynamic, has_scripts(module)), torch.no_grad():
+                program = torch.export.export(module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # the model's own code may raise anything; it becomes the cause of what is raised
             found = diagnose.ties(error, inputs, ties)
             if not found:
                 raise diagnose.told(error, original, inputs) from error
             ties = found
+            continue
+        diagnose.check_guards(program, module, inputs)
+        return program
 
 
 @contextlib.contextmanager
-def _settings(dynamic: bool) -> Iterator[None]:
+def _settings(dynamic: bool, scripted: bool) -> Iterator[None]:
     """torch's settings for the time of one export."""
     import torch.fx.experimental._config as symbolic
     from torch.fx.traceback import preserve_node_meta
 
-    # Without it torch takes a dynamic size for at least 2, and drops `if x.shape[0] == 1` without a word although 1 is in range.
-    oblivious = symbolic.patch(backed_size_oblivious=True) if dynamic else contextlib.nullcontext()  # type: ignore[attr-defined]
-    with oblivious, preserve_node_meta():
+    with contextlib.ExitStack() as stack:
+        if dynamic:
+            # Without it torch takes a dynamic size for at least 2, and drops `if x.shape[0] == 1` though 1 is in range.
+            stack.enter_context(symbolic.patch(backed_size_oblivious=True))  # type: ignore[attr-defined]
+        if scripted:  # lets converted TorchScript say which of its lines a node comes from
+            stack.enter_context(preserve_node_meta())
         yield
 
 
 @contextlib.contextmanager
 def _quiet(module: nn.Module) -> Iterator[None]:
     """Keep back torch's running commentary: what goes wrong is raised, in a sentence."""
-    loggers = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
-    with warnings.catch_warnings(record=True) as caught:
+    names = ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes", "export._trace")
+    loggers = [logging.getLogger(f"torch.{name}") for name in names]
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(_WithoutGraphs(sys.stderr)):
         warnings.simplefilter("always")
         for logger in loggers:
             logger.addFilter(_nothing)
@@ -120,6 +128,23 @@ def _quiet(module: nn.Module) -> Iterator[None]:
     for warning in caught:
         if "assigned during export" in str(warning.message):
             _warn_of_state(str(warning.message), module)
+
+
+class _WithoutGraphs(io.TextIOBase):
+    """Standard error without the unfinished graph that torch prints there when a size depends on data."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.skipped = stream, False
+
+    def write(self, text: str) -> int:
+        end_of_skipped = self.skipped and text == "\n"
+        self.skipped = "def forward(self" in text
+        if not (self.skipped or end_of_skipped):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def _nothing(record: logging.LogRecord) -> bool:

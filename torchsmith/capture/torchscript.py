@@ -168,3 +168,7 @@ def replace_scripts(module: nn.Module) -> nn.Module:
                 made.setdefault(id(child), Scripted.of(child).ts_lift())
                 owner._modules[name] = made[id(child)]
     return module
+
+
+def has_scripts(module: nn.Module) -> bool:
+    return any(isinstance(m, Scripted) for m in module.modules())
