@@ -128,7 +128,7 @@ def hybrid(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     *,
-    engines: Sequence[Sequence[str]] = (()),
+    engines: Sequence[Sequence[str]] = ((),),
     **options: Any,
 ) -> ExportedProgram:
     """Export a module and put toy engines where `engines` names nodes; the default is one engine for everything."""

@@ -1,0 +1,173 @@
+"""What `torchsmith.compile` and `torchsmith.load` return."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from torchsmith.errors import TorchsmithError
+from torchsmith.runtime import engine_op  # noqa: F401 - a program with engines needs the op
+from torchsmith.runtime.binding import Binder
+from torchsmith.runtime.codegen import function_of
+from torchsmith.runtime.engines import LoadedEngine, obtain
+from torchsmith.runtime.plan import Plan, TensorInput
+from torchsmith.runtime.writes import written
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+class CompiledModule(nn.Module):
+    """A model compiled for inference, called like the original.
+
+    Takes the arguments of the original, by position or by name, and gives its outputs, nested in the same containers. Sizes,
+    dtypes and devices are checked on every call (InvalidInput). No gradients are recorded. Threads may share a module, as
+    long as the model keeps no state between calls.
+
+    report: what became of the model, as plain data (see `torchsmith.explain`). program: the `ExportedProgram` that it runs.
+    Buffers that the model writes to belong to this module, and inputs that it writes to are written to.
+    """
+
+    report: dict[str, Any]
+    plan: Plan
+    tensors: dict[str, Tensor]
+    engines: list[LoadedEngine]
+
+    def __init__(self, program: ExportedProgram, report: Mapping[str, Any], signature: inspect.Signature | None = None) -> None:
+        """program: one whose engines are calls of `torchsmith::execute_engine`. signature: the original `forward`'s.
+
+        Raises CaptureError for a program that no module can be made of, EngineMismatch for engines that do not run here.
+        """
+        from torchsmith.runtime.extract import plan_of, tensors_of
+
+        plan, tensors = plan_of(program, signature), tensors_of(program)
+        own = {name: tensors[name].detach().clone() for name in written(plan)}
+        self._set_up(plan, {**tensors, **own}, report, lambda: _with_tensors(program, own), verified=False)
+
+    @classmethod
+    def from_plan(
+        cls, plan: Plan, tensors: Mapping[str, Tensor], report: Mapping[str, Any], program: Callable[[], ExportedProgram]
+    ) -> CompiledModule:
+        """The same from parts that were checked before. tensors: engines among them. program: makes it when it is asked for."""
+        module = cls.__new__(cls)
+        module._set_up(plan, tensors, report, program, verified=True)
+        return module
+
+    def _set_up(
+        self,
+        plan: Plan,
+        tensors: Mapping[str, Tensor],
+        report: Mapping[str, Any],
+        program: Callable[[], ExportedProgram],
+        verified: bool,
+    ) -> None:
+        super().__init__()
+        super().train(False)
+        self.report, self.plan = dict(report), plan
+        self.tensors = {name: tensors[name].detach() for name in plan.tensors}
+        self.engines = [obtain(call.spec, tensors[call.constant], call.device, verified=verified) for call in plan.engine_calls]
+        self._program = program
+        self._bind_plan()
+
+    def _bind_plan(self) -> None:
+        self._binder = Binder(self.plan)
+        self._direct = self._binder.direct
+        self._run, self.source = function_of(self.plan, self.tensors, self.engines)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and len(args) == self._direct:
+            return self._run(*args)
+        return self._run(*self._binder.leaves(args, kwargs))
+
+    @property
+    def program(self) -> ExportedProgram:
+        """The program with its engines, for torch.export's tools. After `load` it is made on first use."""
+        program = self._program()
+        self._program = lambda: program
+        return program
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs belong."""
+        devices = [i.device for i in self.plan.inputs if isinstance(i, TensorInput)] + [c.device for c in self.plan.engine_calls]
+        return devices[0] if devices else torch.device("cpu")
+
+    def __repr__(self) -> str:
+        backends: dict[str, int] = {}
+        for call in self.plan.engine_calls:
+            backends[call.spec.backend] = backends.get(call.spec.backend, 0) + 1
+        engines = ", ".join(f"{count} {name} engine{'s' * (count > 1)}" for name, count in backends.items()) or "no engine"
+        return f"CompiledModule({engines}, {len(self.plan.torch_calls)} ops in PyTorch, on {self.device})"
+
+    def train(self, mode: bool = True) -> CompiledModule:
+        """Only `train(False)`, which is what `eval()` calls. Raises TorchsmithError."""
+        if mode:
+            raise TorchsmithError(
+                "a compiled module is for inference and cannot be trained; train the original model and compile it again"
+            )
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledModule:
+        """What `.to()`, `.cuda()` and `.half()` come down to: allowed where it changes nothing. Raises TorchsmithError."""
+        before = torch.empty(0, device=self.device)
+        after = fn(before)
+        if after.device.type != before.device.type:
+            raise TorchsmithError(
+                f"this module was compiled for {before.device} and cannot move to {after.device}; "
+                f"compile the original model with device={str(after.device)!r}"
+            )
+        if after.dtype != before.dtype:
+            raise TorchsmithError(
+                f"the precision of a compiled module is fixed; compile the original model with enabled_precisions={{{after.dtype}}}"
+            )
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of overloads
+        """The tensors that stay in PyTorch, by their names in the original; those inside engines are not among them."""
+        prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
+        destination: dict[str, Any] = kwargs.get("destination") or (args[0] if args else {})
+        destination.update({prefix + name: tensor for name, tensor in self.tensors.items()})
+        return destination
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises TorchsmithError: weights are compiled in."""
+        raise TorchsmithError(
+            "the weights of a compiled module are built into its engines; load them into the original model and compile it again"
+        )
+
+    def __copy__(self) -> CompiledModule:
+        return self._twin(self.tensors)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModule:
+        """A module with its own buffers, and the same engines."""
+        return self._twin({name: tensor.clone() if name in written(self.plan) else tensor for name, tensor in self.tensors.items()})
+
+    def _twin(self, tensors: dict[str, Tensor]) -> CompiledModule:
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
+        nn.Module.train(twin, False)
+        twin.report, twin.plan, twin.tensors, twin.engines = copy.deepcopy(self.report), self.plan, tensors, self.engines
+        own = {name: tensors[name] for name in written(self.plan)}
+        twin._program = lambda: _with_tensors(self.program, own)
+        twin._bind_plan()
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TorchsmithError(
+            "a compiled module cannot be pickled; write it with torchsmith.save(module, path), read it with torchsmith.load(path)"
+        )
+
+
+def _with_tensors(program: ExportedProgram, own: Mapping[str, Tensor]) -> ExportedProgram:
+    """The program with these buffers and constants in the place of its own, which stay with the model they came from."""
+    if not own:
+        return program
+    program = copy.copy(program)
+    program._state_dict = {name: own.get(name, value) for name, value in program.state_dict.items()}
+    program._constants = {name: own.get(name, value) for name, value in program.constants.items()}
+    return program
