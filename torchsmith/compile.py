@@ -44,7 +44,8 @@ def compile(
     from torchsmith.backends import choose
     from torchsmith.build import build
     from torchsmith.capture import capture
-    from torchsmith.inputs import resolve
+    from torchsmith.capture.private import device_of
+    from torchsmith.inputs import Device, resolve
     from torchsmith.lower import lower
     from torchsmith.partition.segments import partition
     from torchsmith.report import report
@@ -53,7 +54,7 @@ def compile(
     config = Config.from_options(**options)
     started = time.perf_counter()
     with debug.road(config) as stage:
-        backend, target = choose(config.backend, device, module)
+        backend, target = choose(config.backend, device_of(module) if device is None else Device.of(device).torch)
         captured = stage("capture", capture, module, resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs), config.capture)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
         partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)

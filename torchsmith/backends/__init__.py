@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from torchsmith.config import BuildConfig
@@ -67,9 +68,22 @@ def target_of(device: str) -> Target:
     """This machine's device of a kind. Raises BackendUnavailable for a GPU where there is none."""
     if device == "cpu":
         return this_cpu()
-    import torch
-
     if not torch.cuda.is_available():
         raise BackendUnavailable("device='cuda' was asked for, and PyTorch finds no GPU here; use device='cpu'")
     major, minor = torch.cuda.get_device_capability()
     return Target("cuda", f"sm_{major}{minor}", (), torch.cuda.get_device_name())
+
+
+def choose(name: str | None, device: torch.device) -> tuple[Backend, Target]:
+    """The backend to build with, and what to build for: the one asked for, or the device's default.
+
+    Raises InvalidOption or BackendUnavailable; the latter also where the backend is for another kind of device.
+    """
+    target = target_of(device.type)
+    if name is None:
+        return default_for(device.type), target
+    backend = get(name)
+    if name not in DEVICES[device.type]:
+        kinds = " and ".join(kind for kind, names in DEVICES.items() if name in names)
+        raise BackendUnavailable(f"the {name} backend is for device {kinds}, and the model is on {device}")
+    return backend, target
