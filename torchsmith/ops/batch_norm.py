@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from torchsmith.errors import Unsupported
-from torchsmith.ir.builder import constant
+from torchsmith.ir.builder import constant, current
+from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter
 
 aten = torch.ops.aten
@@ -26,6 +28,9 @@ class BatchNorm(Op):
     def infer(self, x: TensorType, weight: TensorType, bias: TensorType, mean: TensorType, var: TensorType) -> TensorType:
         if x.rank < 2 or not x.dtype.is_floating_point:
             raise Unsupported(f"batch norm of {x}; it takes (N, C, ...) of a floating dtype")
+        for given in (weight, bias, mean, var):
+            if given.dtype != x.dtype or given.rank != 1 or not same(given.shape[0], x.shape[1]):
+                raise Unsupported(f"batch norm of {x} with {given}; it takes one number of the same dtype per channel")
         return x
 
     def reference(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -35,9 +40,39 @@ class BatchNorm(Op):
 @converter(aten.batch_norm.default)
 def batch_norm(
     x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None,
-    training: bool, momentum: float, eps: float, cudnn_enabled: bool,
+    training: bool, momentum: float, eps: float, cudnn_enabled: bool = False,
 ) -> Value:  # fmt: skip
     if training or mean is None or var is None:
-        raise Unsupported("batch norm that takes its statistics from the batch; call .eval(), and keep track_running_stats")
-    ones, zeros = torch.ones(mean.type.shape, dtype=mean.type.dtype), torch.zeros(mean.type.shape, dtype=mean.type.dtype)
-    return BatchNorm(eps)(x, weight or constant(ones), bias or constant(zeros), mean, var)
+        raise Unsupported("batch norm that takes its statistics from the batch; call .eval(), and keep track_running_stats=True")
+    weight = weight or constant(torch.ones_like(_zeros(mean)), "ones")
+    bias = bias or constant(_zeros(mean), "zeros")
+    parameters = (weight, bias, mean, var)
+    if any(p.type.dtype != x.type.dtype for p in parameters):
+        # PyTorch keeps the wider parameters of a reduced input
+        wide = [cast(value, torch.float32) for value in (x, *parameters)]
+        return cast(BatchNorm(eps)(*wide), x.type.dtype)
+    return BatchNorm(eps)(x, *parameters)
+
+
+def _zeros(like: Value) -> Tensor:
+    if not like.type.is_static:
+        raise Unsupported(f"batch norm with statistics of symbolic shape {like.type}")
+    return torch.zeros(like.type.shape, dtype=like.type.dtype)
+
+
+@converter(aten.native_batch_norm.default)
+def native_batch_norm(
+    x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None,
+    training: bool, momentum: float, eps: float,
+) -> tuple[Value, ...]:  # fmt: skip
+    y = batch_norm(x, weight, bias, mean, var, training, momentum, eps)
+    # what is saved for the backward pass has no elements here
+    saved = (constant(torch.empty(type.shape, dtype=type.dtype), "saved") for type in current().expected[1:])
+    return (y, *saved)
+
+
+@converter(aten._native_batch_norm_legit_no_training.default, aten._batch_norm_no_update.default)
+def native_batch_norm_no_training(
+    x: Value, weight: Value | None, bias: Value | None, mean: Value, var: Value, momentum: float, eps: float
+) -> tuple[Value, ...]:
+    return native_batch_norm(x, weight, bias, mean, var, False, momentum, eps)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from torchsmith.errors import Unsupported
-from torchsmith.ir.dim import Dim, floordiv, same, simplify
+from torchsmith.ir.dim import same, simplify
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops._spatial import Ints, PerDimension, batched, each, windows
 from torchsmith.ops.registry import converter
 
 aten = torch.ops.aten
-Ints = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Convolution(Op):
         if not same(x.shape[1], weight.shape[1] * self.groups):
             raise Unsupported(f"a convolution of {x.shape[1]} channels with weights {weight} in {self.groups} groups")
         spatial = tuple(
-            _windows(size, kernel, stride, before + after, dilation)
+            windows(size, kernel, stride, before + after, dilation)
             for size, kernel, stride, (before, after), dilation in zip(
                 x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
             )
@@ -79,7 +79,9 @@ class ConvolutionTransposed(Op):
 
 def _check(x: TensorType, weight: TensorType, bias: TensorType | None) -> None:
     if x.rank != weight.rank or not 3 <= x.rank <= 5:
-        raise Unsupported(f"a convolution of {x} with weights {weight}; it takes (N, C, *spatial) with one to three spatial dimensions")
+        raise Unsupported(
+            f"a convolution of {x} with weights {weight}; it takes (N, C, *spatial) with one to three spatial dimensions"
+        )
     types = [t.dtype for t in (x, weight, bias) if t is not None]
     if len(set(types)) > 1 or not x.dtype.is_floating_point:
         raise Unsupported(f"a convolution of dtypes {types}; it takes one floating dtype")
@@ -87,53 +89,51 @@ def _check(x: TensorType, weight: TensorType, bias: TensorType | None) -> None:
         raise Unsupported(f"a convolution with weights of symbolic shape {weight}")
 
 
-def _windows(size: Dim, kernel: int, stride: int, padding: int, dilation: int) -> Dim:
-    return simplify(floordiv(simplify(size + padding - dilation * (kernel - 1) - 1), stride) + 1)
-
-
-def _each(value: int | list[int] | tuple[int, ...], rank: int) -> Ints:
-    """One number per spatial dimension; a single one stands for all."""
-    given = (value,) if isinstance(value, int) else tuple(value)
-    return given * rank if len(given) == 1 else given
-
-
-def _batched(x: Value, weight: Value) -> None:
-    if x.type.rank != weight.type.rank:
-        raise Unsupported(f"a convolution of an input without a batch dimension, {x.type}; add one with unsqueeze(0)")
+def _apply(op: Op, x: Value, weight: Value, bias: Value | None) -> Value:
+    return batched(x, weight.type.rank - 2, lambda x: op(x, weight) if bias is None else op(x, weight, bias))
 
 
 @converter(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-def conv(x: Value, weight: Value, bias: Value | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Value:  # type: ignore[no-untyped-def]
-    _batched(x, weight)
+def conv(
+    x: Value, weight: Value, bias: Value | None = None,
+    stride: PerDimension = 1, padding: PerDimension = 0, dilation: PerDimension = 1, groups: int = 1,
+) -> Value:  # fmt: skip
     rank = weight.type.rank - 2
-    pairs = tuple((p, p) for p in _each(padding, rank))
-    op = Convolution(_each(stride, rank), pairs, _each(dilation, rank), groups)
-    return op(x, weight) if bias is None else op(x, weight, bias)
+    pairs = tuple((p, p) for p in each(padding, rank))
+    return _apply(Convolution(each(stride, rank), pairs, each(dilation, rank), groups), x, weight, bias)
 
 
 @converter(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
-def conv_padding(x: Value, weight: Value, bias: Value | None = None, stride=1, padding="valid", dilation=1, groups: int = 1) -> Value:  # type: ignore[no-untyped-def]
-    rank = weight.type.rank - 2
+def conv_padding(
+    x: Value, weight: Value, bias: Value | None = None,
+    stride: PerDimension = 1, padding: str = "valid", dilation: PerDimension = 1, groups: int = 1,
+) -> Value:  # fmt: skip
     if padding == "valid":
         return conv(x, weight, bias, stride, 0, dilation, groups)
-    _batched(x, weight)
-    extra = [d * (k - 1) for d, k in zip(_each(dilation, rank), weight.type.shape[2:])]
-    # "same": where the sum is odd, PyTorch pads one more after than before
+    rank = weight.type.rank - 2
+    if not weight.type.is_static:
+        raise Unsupported(f"a convolution with weights of symbolic shape {weight.type}")
+    extra = [d * (int(k) - 1) for d, k in zip(each(dilation, rank), weight.type.shape[2:], strict=True)]
+    # where the sum is odd, PyTorch pads one more after than before
     pairs = tuple((e // 2, e - e // 2) for e in extra)
-    op = Convolution(_each(stride, rank), pairs, _each(dilation, rank), groups)
-    return op(x, weight) if bias is None else op(x, weight, bias)
+    return _apply(Convolution(each(stride, rank), pairs, each(dilation, rank), groups), x, weight, bias)
 
 
 @converter(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-def conv_transposed(x: Value, weight: Value, bias: Value | None = None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1) -> Value:  # type: ignore[no-untyped-def]
-    _batched(x, weight)
+def conv_transposed(
+    x: Value, weight: Value, bias: Value | None = None, stride: PerDimension = 1, padding: PerDimension = 0,
+    output_padding: PerDimension = 0, groups: int = 1, dilation: PerDimension = 1,
+) -> Value:  # fmt: skip
     rank = weight.type.rank - 2
-    op = ConvolutionTransposed(_each(stride, rank), _each(padding, rank), _each(dilation, rank), _each(output_padding, rank), groups)
-    return op(x, weight) if bias is None else op(x, weight, bias)
+    op = ConvolutionTransposed(each(stride, rank), each(padding, rank), each(dilation, rank), each(output_padding, rank), groups)
+    return _apply(op, x, weight, bias)
 
 
-@converter(aten.convolution.default)
-def convolution(x: Value, weight: Value, bias: Value | None, stride, padding, dilation, transposed: bool, output_padding, groups: int) -> Value:  # type: ignore[no-untyped-def]
+@converter(aten.convolution.default, aten._convolution.default)
+def convolution(
+    x: Value, weight: Value, bias: Value | None, stride: PerDimension, padding: PerDimension, dilation: PerDimension,
+    transposed: bool, output_padding: PerDimension, groups: int, *_: bool,
+) -> Value:  # fmt: skip
     if transposed:
         return conv_transposed(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return conv(x, weight, bias, stride, padding, dilation, groups)

@@ -23,9 +23,11 @@ class Linear(Op):
 
     def infer(self, x: TensorType, weight: TensorType, bias: TensorType | None = None) -> TensorType:
         if x.rank < 1 or weight.rank != 2 or not same(x.shape[-1], weight.shape[1]):
-            raise Unsupported(f"a linear layer of {x} with weights {weight}")
-        if len({t.dtype for t in (x, weight, bias) if t is not None}) > 1:
-            raise Unsupported(f"a linear layer of mixed dtypes: {x}, {weight}, {bias}")
+            raise Unsupported(f"a linear layer of {x} with weights {weight}; it takes (..., K) and (N, K)")
+        if bias is not None and not (bias.rank == 1 and same(bias.shape[0], weight.shape[0])):
+            raise Unsupported(f"a linear layer with weights {weight} and bias {bias}; it takes (N, K) and (N,)")
+        if len({t.dtype for t in (x, weight, bias) if t is not None}) > 1 or not x.dtype.is_floating_point:
+            raise Unsupported(f"a linear layer of {x}, {weight} and {bias}; it takes one floating dtype")
         return x.with_shape(*x.shape[:-1], weight.shape[0])
 
     def reference(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
