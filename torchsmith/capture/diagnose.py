@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
-from torch.export import ExportedProgram
 
 from torchsmith.capture.source import error_line, raised_here
 from torchsmith.errors import CaptureError, InvalidInput, TorchsmithError
@@ -140,23 +139,6 @@ def _problem(line: str) -> str:
         if match := pattern.search(line):
             return match.expand(condition).rstrip(".")
     return line
-
-
-def check_guards(program: ExportedProgram, module: nn.Module, inputs: ExampleInputs) -> None:
-    """Raise CaptureError where the program holds for fewer sizes than it says.
-
-    torch (2.14) lets some operators, such as lstm_cell, decide that a size is not 1 after a range that has 1 was promised.
-    """
-    guards = getattr(program, "_guards_code", None) or []
-    if not guards or not inputs.is_dynamic:
-        return
-    args, kwargs = inputs.at("min")
-    smallest = {"L": inspect.signature(module.forward).bind(*args, **kwargs).arguments}
-    for guard in guards:
-        if re.fullmatch(r"L\[[^()]*\]\.size\(\)\[\d+\] (!=|>=) \d+", guard) and not eval(guard, {"__builtins__": {}}, smallest):
-            raise CaptureError(
-                f"the model works for fewer sizes than its inputs allow; it needs {guard.replace('L[', 'inputs[')}. Raise the min"
-            )
 
 
 def _suggestions(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from torchsmith.capture import diagnose
 from torchsmith.capture.fits import misfit
 from torchsmith.capture.private import device_of, private_copy
+from torchsmith.capture.smallest import check_smallest
 from torchsmith.capture.torchscript import Scripted, has_scripts, replace_scripts
 from torchsmith.capture.training import check_inference
 from torchsmith.config import CaptureConfig
@@ -92,7 +93,7 @@ def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.
                 raise diagnose.told(error, original, inputs) from error
             ties = found
             continue
-        diagnose.check_guards(program, module, inputs)
+        check_smallest(program, module, inputs)
         return program
 
 

@@ -90,8 +90,8 @@ def resolve(inputs: Any = None, kwarg_inputs: Mapping[str, Any] | None = None) -
         _check_leaf(place, leaf)
     inputs_at = {place: leaf for place, leaf in leaves.items() if isinstance(leaf, Input)}
     roots = _roots(inputs_at)
-    taken = set(roots)
-    dims = tuple(_named(place, inputs_at[place], taken) if place in inputs_at else {} for place in leaves)
+    made: dict[Any, Any] = dict.fromkeys(roots)
+    dims = tuple(_named(place, inputs_at[place], made) if place in inputs_at else {} for place in leaves)
     traced_args, traced_kwargs = _examples(described, roots, "traced", None)
     return ExampleInputs(traced_args, traced_kwargs, described, tuple(leaves), dims, roots)
 
@@ -142,8 +142,11 @@ def _roots(inputs: Mapping[str, Input]) -> dict[str, Axis]:
     return roots
 
 
-def _named(place: str, leaf: Input, taken: set[str]) -> dict[int, Any]:
-    """The Dim of each dynamic dimension, made here for those that came from min_shape and max_shape."""
+def _named(place: str, leaf: Input, made: dict[Any, Any]) -> dict[int, Any]:
+    """The Dim of each dynamic dimension, made here for those that came from min_shape and max_shape.
+
+    made: the Dims so far by their names, and those of dimension 0 by their range, which inputs of equal range share.
+    """
     from torch.export import Dim
 
     dims: dict[int, Any] = {}
@@ -152,13 +155,16 @@ def _named(place: str, leaf: Input, taken: set[str]) -> dict[int, Any]:
             continue
         if axis.dim is not None:
             dims[i] = axis.dim
-            continue
-        stem = re.sub(r"\W+", "_", leaf.name or place.removeprefix("kwarg_")).strip("_")
-        name = f"{stem}_dim{i}"
-        while name in taken:
-            name += "x"
-        taken.add(name)
-        dims[i] = Dim(name, min=axis.min, max=axis.max)
+        elif i == 0 and axis in made:
+            dims[i] = made[axis]
+        else:
+            stem = re.sub(r"\W+", "_", leaf.name or place.removeprefix("kwarg_")).strip("_")
+            name = "batch" if i == 0 and "batch" not in made else f"{stem}_dim{i}"
+            while name in made:
+                name += "x"
+            dims[i] = made[name] = Dim(name, min=axis.min, max=axis.max)
+            if i == 0:
+                made[axis] = dims[i]
     return dims
 
 

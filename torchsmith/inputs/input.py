@@ -49,7 +49,9 @@ class Axis:
         return size if self.max is None else min(size, self.max)
 
     def size(self, field: str) -> int:
-        """The size for "min", "opt", "max" (`opt` where there is no limit) or "traced"."""
+        """The size for "min", "opt", "max" (`opt` where there is no limit), "traced" or "least" (`min`, but not 0)."""
+        if field == "least":
+            return max(self.min, 1)
         size = getattr(self, field)
         return self.opt if size is None else int(size)
 
@@ -71,8 +73,8 @@ class Input:
 
     shape: sizes, where a `torch.export.Dim` stands for one that may change; the same `Dim` in two inputs ties them.
     `Dim.DYNAMIC` and `Dim.AUTO` leave the range to the model; they take sizes from 2 up.
-    min_shape, max_shape: the range of every size, both included; equal ones are fixed. Dimensions of different inputs are tied
-    where the model needs them equal.
+    min_shape, max_shape: the range of every size, both included; equal ones are fixed. Inputs with the same range in dimension 0
+    share one batch size; other dimensions are tied where the model needs them equal.
     opt_shape: the sizes to be fastest at. The default is the largest, and 2 where there is no limit.
     dtype: a `torch.dtype`, a `torchsmith.dtype` or its name. format (or memory_format): a `torch.memory_format` or its name.
     tensor_domain: [low, high) of the values that examples are made of.
