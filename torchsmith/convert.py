@@ -142,4 +142,8 @@ def probe(converter: Converter, node: fx.Node) -> Graph:
         if argument.name not in single.parameters and isinstance(argument.meta.get("val"), Tensor):
             single.input(argument)
     given = single.node(node)
-    return single.builder.finish(given if isinstance(given, (tuple, list)) else [given])
+    if not isinstance(given, (tuple, list)):
+        return single.builder.finish([given])
+    # what nobody takes, such as the indices of a max pooling, need not be built
+    taken = {user.args[1] for user in node.users if user.target is operator.getitem and user.users}
+    return single.builder.finish([value for index, value in enumerate(given) if index in taken])

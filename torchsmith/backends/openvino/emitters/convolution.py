@@ -22,7 +22,9 @@ def convolution(e: Emission, op: Convolution, x: ov.Output, weight: ov.Output, b
 
 
 @emitter(ConvolutionTransposed)
-def convolution_transposed(e: Emission, op: ConvolutionTransposed, x: ov.Output, weight: ov.Output, bias: ov.Output | None = None) -> Any:
+def convolution_transposed(
+    e: Emission, op: ConvolutionTransposed, x: ov.Output, weight: ov.Output, bias: ov.Output | None = None
+) -> Any:
     keywords = {"output_padding": list(op.output_padding)}
     if op.groups == 1:
         y = ops.convolution_backprop_data(x, weight, list(op.stride), None, op.padding, op.padding, op.dilation, **keywords)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from torchsmith.testing.op_case import OpCase, rand
+
+
+def tensors(batch: tuple = (2, 3), length: int = 5, keys: int = 7, features: int = 4, out: int = 4) -> tuple:
+    return rand(*batch, length, features), rand(*batch, keys, features), rand(*batch, keys, out)
+
+
+@pytest.mark.parametrize(
+    "three",
+    [
+        tensors(),
+        tensors(length=1, keys=1, features=1, out=1),
+        tensors(features=8, out=3),
+        tensors(batch=()),
+        tensors(batch=(3,)),
+        tensors(batch=(2, 1, 3)),
+        (rand(2, 3, 5, 4), rand(1, 3, 7, 4), rand(1, 1, 7, 4)),
+    ],
+    ids=lambda t: str(tuple(t[0].shape) + tuple(t[1].shape)),
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention(three: tuple, causal: bool) -> None:
+    OpCase(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal), *three).accepted()
+
+
+def test_scale() -> None:
+    OpCase(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), *tensors()).accepted()
+    OpCase(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0), *tensors()).accepted()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (5, 7), (2, 1, 1, 7), (1, 1, 5, 7), (3, 5, 1)], ids=str)
+def test_masks(shape: tuple) -> None:
+    attend = F.scaled_dot_product_attention
+    OpCase(lambda q, k, v, m: attend(q, k, v, m), *tensors(), rand(*shape)).accepted()
+    OpCase(lambda q, k, v, m: attend(q, k, v, m), *tensors(), rand(*shape) > -1).accepted()
+
+
+def test_rows_that_are_masked_whole_give_zeros() -> None:
+    mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
+    mask[0, 0, 2], mask[1, 0, :, 3:] = False, False
+    attend = F.scaled_dot_product_attention
+    OpCase(lambda q, k, v, m: attend(q, k, v, m), *tensors(), mask).accepted()
+    added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    OpCase(lambda q, k, v, m: attend(q, k, v, m), *tensors(), added).accepted()
+
+
+def test_rows_that_are_masked_with_the_least_number_do_not() -> None:
+    mask = torch.zeros(2, 1, 5, 7)
+    mask[0, 0, 2] = mask[1, 0, :, 3:] = torch.finfo(torch.float32).min
+    OpCase(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m), *tensors(), mask, dtypes=(torch.float32,)).accepted()
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6])
+def test_heads_that_share_keys(heads: int) -> None:
+    three = rand(2, 6, 5, 4), rand(2, heads, 7, 4), rand(2, heads, 7, 4)
+    OpCase(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), *three).accepted()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_core_name_gives_logarithms_of_sums_too(causal: bool) -> None:
+    function = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    three = tensors(keys=5)
+    OpCase(lambda q, k, v: function(q, k, v, 0.0, causal)[0], *three).accepted()
+    OpCase(lambda q, k, v: function(q, k, v, 0.0, causal)[1], *three, dtypes=(torch.float32,)).accepted()
+    if not causal:
+        OpCase(
+            lambda q, k, v, m: function(q, k, v, attn_mask=m, scale=0.7)[1], *three, rand(5, 5), dtypes=(torch.float32,)
+        ).accepted()
+
+
+def test_sizes_that_vary() -> None:
+    attend = F.scaled_dot_product_attention
+    q, k, v = tensors(length=7)
+    batch, length = [(i, 0) for i in range(3)], [(i, 2) for i in range(3)]
+    OpCase(lambda q, k, v: attend(q, k, v), q, k, v, dynamic=batch).accepted()
+    OpCase(lambda q, k, v: attend(q, k, v, is_causal=True), q, k, v, dynamic=length, least=2).accepted()
+    OpCase(lambda q, k, v, m: attend(q, k, v, m), q, k, v, rand(7, 7) > -1, dynamic=[*length, (3, 0), (3, 1)], least=2).accepted()
+
+
+def test_multihead_attention() -> None:
+    module = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    names = {str(n.target) for n in torch.export.export(module, (rand(2, 5, 8),) * 3).graph.nodes if n.op == "call_function"}
+    assert "aten._native_multi_head_attention.default" not in names
+
+
+def test_dropout_is_refused() -> None:
+    OpCase(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=0.5), *tensors()).refused(why="dropout_p=0.5")
+
+
+def test_mixed_dtypes_are_refused() -> None:
+    q, k, v = tensors()
+    case = OpCase(
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m), q.bfloat16(), k.bfloat16(), v.bfloat16(), rand(5, 7)
+    )
+    case.refused(why="it takes bool or torch.bfloat16")

@@ -1,0 +1,124 @@
+"""Scaled dot-product attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchsmith.errors import Unsupported
+from torchsmith.ir.builder import constant, current
+from torchsmith.ir.dim import Dim, Shape, broadcast, same
+from torchsmith.ir.graph import Value
+from torchsmith.ir.op import Op
+from torchsmith.ir.types import TensorType
+from torchsmith.ops.binary import Binary
+from torchsmith.ops.expand import Expand
+from torchsmith.ops.matmul import MatMul
+from torchsmith.ops.permute import transpose
+from torchsmith.ops.promote import cast, scalar
+from torchsmith.ops.reduce import Reduce
+from torchsmith.ops.registry import converter
+from torchsmith.ops.reshape import reshaped
+from torchsmith.ops.unary import Unary
+from torchsmith.ops.where import Where
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """softmax(scale * query @ key.T + mask) @ value, with scores and softmax in float32 at least.
+
+    query: (..., L, E), key: (..., S, E), value: (..., S, V) of one floating dtype; what stands before broadcasts. mask:
+    broadcasts to (..., L, S); bool (what is False takes no part) or of the query's dtype (added). A row in which nothing
+    takes part gives zeros. causal: query i sees the keys up to i. Source: aten.scaled_dot_product_attention.
+    """
+
+    scale: float
+    causal: bool
+
+    def infer(self, query: TensorType, key: TensorType, value: TensorType, mask: TensorType | None = None) -> TensorType:
+        three = (query, key, value)
+        if len({t.dtype for t in three}) > 1 or not query.dtype.is_floating_point or min(t.rank for t in three) < 2:
+            raise Unsupported(f"attention of {query}, {key} and {value}; it takes (..., length, features) of one floating dtype")
+        if not same(query.shape[-1], key.shape[-1]) or not same(key.shape[-2], value.shape[-2]):
+            raise Unsupported(f"attention of {query}, {key} and {value}, whose sizes do not agree")
+        batch = broadcast(*(t.shape[:-2] for t in three))
+        scores = (*batch, query.shape[-2], key.shape[-2])
+        if mask is not None and (mask.dtype not in (torch.bool, query.dtype) or not _fits(mask.shape, scores)):
+            raise Unsupported(f"attention with scores of shape {scores} and a mask {mask}; it takes bool or {query.dtype}")
+        return query.with_shape(*batch, query.shape[-2], value.shape[-1])
+
+    def reference(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(query, key, value, mask, is_causal=self.causal, scale=self.scale)
+
+
+def _fits(shape: Shape, wanted: Shape) -> bool:
+    whole = broadcast(shape, wanted)
+    return len(whole) == len(wanted) and all(map(same, whole, wanted))
+
+
+@converter(aten.scaled_dot_product_attention.default)
+def attention(
+    query: Value, key: Value, value: Value, mask: Value | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    *, scale: float | None = None, enable_gqa: bool = False,
+) -> Value:  # fmt: skip
+    if dropout_p:
+        raise Unsupported(f"attention with dropout_p={dropout_p}, which is random; give it 0.0 in eval mode")
+    if enable_gqa:
+        key, value = (_each_head(x, query.type.shape[-3]) for x in (key, value))
+    op = Attention(_scale(query, scale), is_causal)
+    return op(query, key, value) if mask is None else op(query, key, value, mask)
+
+
+def _scale(query: Value, scale: float | None) -> float:
+    size = query.type.shape[-1]
+    if scale is None and not isinstance(size, int):
+        raise Unsupported(f"attention of {query.type}; without a scale it takes a known number of features")
+    return 1 / math.sqrt(max(int(size), 1)) if scale is None else scale
+
+
+def _each_head(x: Value, heads: Dim) -> Value:
+    """Keys or values with a head for each of the query's `heads`, where several share one."""
+    *batch, own, length, features = x.type.shape
+    if not isinstance(own, int) or not isinstance(heads, int):
+        raise Unsupported(f"attention with enable_gqa of {own} and {heads} heads; both numbers must be known")
+    if own == heads:
+        return x
+    shared = Expand((*batch, own, heads // own, length, features))(reshaped(x, (*batch, own, 1, length, features)))
+    return reshaped(shared, (*batch, heads, length, features))
+
+
+@converter(aten._scaled_dot_product_flash_attention_for_cpu.default)
+def flash_attention(
+    query: Value, key: Value, value: Value, dropout_p: float = 0.0, is_causal: bool = False,
+    *, attn_mask: Value | None = None, scale: float | None = None,
+) -> tuple[Value, Value]:  # fmt: skip
+    y = attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+    return y, _log_sum(query, key, attn_mask, is_causal, _scale(query, scale))
+
+
+def _log_sum(query: Value, key: Value, mask: Value | None, causal: bool, scale: float) -> Value:
+    """The logarithm of every row's sum of exponentials."""
+    wide = current().expected[1].dtype
+    scores = MatMul()(cast(query, wide), transpose(cast(key, wide), -1, -2))
+    scores = Binary("mul")(scores, scalar(scale, wide))
+    if causal:
+        rows, columns = scores.type.shape[-2:]
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            raise Unsupported(
+                f"the logarithm of causal attention's sums, for {rows} queries and {columns} keys; both must be known"
+            )
+        mask = constant(torch.ones(rows, columns, dtype=torch.bool).tril(), "causal")
+    if mask is not None and mask.type.dtype == torch.bool:
+        scores = Where()(mask, scores, scalar(-math.inf, wide))
+    elif mask is not None:
+        scores = Binary("add")(scores, cast(mask, wide))
+    last = (scores.type.rank - 1,)
+    greatest = Reduce("max", last, True)(scores)
+    total = Reduce("sum", last, True)(Unary("exp")(Binary("sub")(scores, greatest)))
+    return reshaped(Binary("add")(Unary("log")(total), greatest), scores.type.shape[:-1])
