@@ -10,11 +10,14 @@ import torch
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.interpret import interpret
+from torchsmith.ir.op import REGISTRY
 from torchsmith.ir.types import TensorType
 from torchsmith.ir.verify import verify
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.linear import Linear
+from torchsmith.ops.registry import load_all
 from torchsmith.quantize import precision
+from torchsmith.quantize.policy import FOLLOWING, ROLES
 from torchsmith.quantize.precision import choose_precision, reduce_precision
 from torchsmith.target import Target
 from torchsmith.testing.compare import relative_error
@@ -98,3 +101,25 @@ def test_integers_and_wide_functions_stay_as_they_are() -> None:
     reduced = reduce_precision(OpCase(wide, rand(2, 4), rand(3, 4)).graph(), BF16)
     functions = {n.op.function: n.outputs[0].type.dtype for n in reduced.nodes if hasattr(n.op, "function")}
     assert functions == {"exp": F32, "log": F32}
+
+
+def test_the_policy_names_only_ops_that_exist() -> None:
+    load_all()
+    assert set(ROLES) | set(FOLLOWING) <= set(REGISTRY)
+    assert not set(ROLES) & set(FOLLOWING)
+    for family, functions in FOLLOWING.items():
+        known = __import__(f"torchsmith.ops.{family.lower()}", fromlist=["FUNCTIONS"]).FUNCTIONS
+        assert functions <= set(known), f"{family} has no {functions - set(known)}"
+
+
+def test_masks_stay_finite() -> None:
+    least = torch.finfo(F32).min
+
+    def masked(x: torch.Tensor, w: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(torch.nn.functional.linear(x, w).masked_fill(mask, least), -1)
+
+    case = OpCase(masked, rand(2, 4), rand(3, 4), torch.tensor([[True, True, True], [False, True, False]]))
+    reduced = reduce_precision(case.graph(), BF16)
+    (given,) = interpret(reduced, case.inputs)
+    assert torch.isfinite(given).all()
+    assert relative_error(given, masked(*case.inputs)) < 1e-2

@@ -1,8 +1,9 @@
 """Which ops compute in the reduced precision, as a table.
 
 matrix: computes in the reduced dtype (with float32 accumulation), casting its inputs down.
-follow: computes in the dtype that reaches it: reduced where any activation is, float32 otherwise.
-wide: stays in float32, because range or cancellation would cost accuracy; everything that is not named here.
+follow: computes in the dtype that reaches it, reduced where any activation is, float32 otherwise. Normalisation, softmax and
+pooling are here: they take and give the reduced dtype, and compute in float32 inside.
+wide: stays in float32, because range or cancellation would cost accuracy.
 """
 
 from __future__ import annotations
@@ -10,29 +11,31 @@ from __future__ import annotations
 from typing import Literal
 
 from torchsmith.ir.graph import Node
-from torchsmith.ops.batch_norm import BatchNorm
-from torchsmith.ops.binary import Binary
-from torchsmith.ops.convolution import Convolution, ConvolutionTransposed
-from torchsmith.ops.linear import Linear
-from torchsmith.ops.reduce import Reduce
-from torchsmith.ops.unary import Unary
 
 Role = Literal["matrix", "follow", "wide"]
 
-MATRIX = (Convolution, ConvolutionTransposed, Linear)
-# normalisation, softmax and reductions take and give the reduced dtype, and compute in float32 inside
-FOLLOW = (BatchNorm,)
-FOLLOW_FUNCTIONS: dict[type, frozenset[str]] = {
-    Unary: frozenset({"relu", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "mish", "neg", "abs", "erf"}),
-    Binary: frozenset({"add", "sub", "mul", "maximum", "minimum"}),
-    Reduce: frozenset({"mean", "max", "min"}),
+# By the op's class. An op that stands nowhere here and moves no data is wide.
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("Convolution", "ConvolutionTransposed", "Linear", "MatMul", "Attention"), "matrix"),
+    **dict.fromkeys(("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "Softmax", "LogSoftmax"), "follow"),
+    **dict.fromkeys(("MaxPool", "MaxPoolIndices", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Resize"), "follow"),
+    **dict.fromkeys(("Gelu", "LeakyRelu", "Elu", "PRelu", "Clamp", "Compare", "ArgReduce", "TopK", "Pad"), "follow"),
+}
+
+# Families whose functions differ: those that follow.
+FOLLOWING: dict[str, frozenset[str]] = {
+    "Unary": frozenset(
+        "abs neg relu sigmoid tanh silu hardswish hardsigmoid mish erf sign ceil floor round trunc isnan isinf isfinite".split()
+    ),
+    "Binary": frozenset("add sub mul maximum minimum fmax fmin".split()),
+    "Reduce": frozenset("mean max min all any".split()),
 }
 
 
 def role_of(node: Node) -> Role:
-    op = node.op
-    if isinstance(op, MATRIX):
-        return "matrix"
-    if op.moves_data or isinstance(op, FOLLOW) or getattr(op, "function", None) in FOLLOW_FUNCTIONS.get(type(op), frozenset()):
+    kind = type(node.op).__name__
+    if kind in FOLLOWING:
+        return "follow" if getattr(node.op, "function") in FOLLOWING[kind] else "wide"  # noqa: B009 - only families have it
+    if node.op.moves_data:
         return "follow"
-    return "wide"
+    return ROLES.get(kind, "wide")

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection
 
 import torch
+from torch import Tensor
 
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Value
@@ -53,7 +54,7 @@ def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
         def as_dtype(value: Value, wanted: torch.dtype) -> Value:
             if (value, wanted) not in casts:
                 tensor = builder.constants.get(value)
-                casts[value, wanted] = cast(value, wanted) if tensor is None else builder.constant(tensor.to(wanted), value.name)
+                casts[value, wanted] = cast(value, wanted) if tensor is None else builder.constant(_saturated(tensor, wanted), value.name)
             return casts[value, wanted]
 
         for node in graph.nodes:
@@ -67,6 +68,13 @@ def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
             values.update(zip(node.outputs, given if isinstance(given, tuple) else (given,)))
         outputs = [as_dtype(values[v], v.type.dtype) if values[v].type.dtype != v.type.dtype else values[v] for v in graph.outputs]
         return builder.finish(outputs)
+
+
+def _saturated(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A constant in a smaller dtype. Finite numbers stay finite: attention masks hold float32's least, and a row of -inf is NaN."""
+    limits = torch.finfo(dtype)
+    finite = torch.isfinite(tensor)
+    return torch.where(finite, tensor.clamp(limits.min, limits.max), tensor).to(dtype)
 
 
 def _compute_dtype(role: str, inputs: list[Value], builder: Builder, reduced: torch.dtype) -> torch.dtype:
