@@ -25,9 +25,9 @@ ORDER = (
     "config",
     "inputs",
     "ir",
-    "debug",  # prints and checks what the stages hand it
     "ops",
     "capture",
+    "debug",  # shows programs and graphs with their source lines
     "convert",
     "lower",
     "quantize",

@@ -48,3 +48,7 @@ class PackageError(TorchsmithError):
 
 class VerificationError(TorchsmithError):
     """A stage broke the IR's rules, or changed what the model computes (VERIFY=1, VERIFY=2)."""
+
+
+class InternalError(TorchsmithError):
+    """A stage failed by a bug of ours. The message names a folder in which the failure can be run again."""
