@@ -45,6 +45,7 @@ class Explanation:
     def __rich__(self) -> Group:
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text  # plain: shapes in brackets are no markup
 
         parts: list[Any] = [self.summary]
         if self.segments:
@@ -54,14 +55,14 @@ class Explanation:
             for number, s in enumerate(self.segments):
                 size, seconds = f"{s['engine_bytes'] / 2**20:.1f}", f"{s['seconds']:.2f} s"
                 row = (str(number), s["backend"], s["precision"], str(s["ops"]), _lines(s["inputs"]), _lines(s["outputs"]), size, seconds)
-                table.add_row(*row)
+                table.add_row(*map(Text, row))
             parts.append(table)
         if self.refusals:
             table = Table(title="in PyTorch", title_justify="left")
             for column in ("op", "reason", "where"):
                 table.add_column(column, overflow="fold")
             for (op, reason, where), nodes in self._grouped().items():
-                table.add_row(op + (f" (×{len(nodes)})" if len(nodes) > 1 else ""), reason, where)
+                table.add_row(Text(op + (f" (×{len(nodes)})" if len(nodes) > 1 else "")), Text(reason), Text(where))
             parts.append(table)
         return Group(*parts)
 

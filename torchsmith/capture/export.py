@@ -189,9 +189,12 @@ def _captured_already(program: ExportedProgram, inputs: ExampleInputs) -> Captur
                 raise InvalidInput(
                     f"the exported program does not take these inputs: {reason}; leave `inputs` out, or export it for them"
                 )
+    graph = copy.deepcopy(program.graph)
+    for old, new in zip(program.graph.nodes, graph.nodes, strict=True):
+        new.name = old.name  # copying renames what is called like a builtin, such as `input`
     private = ExportedProgram(
         root=copy.deepcopy(program.graph_module),
-        graph=copy.deepcopy(program.graph_module).graph,
+        graph=graph,
         graph_signature=copy.deepcopy(program.graph_signature),
         state_dict=dict(program.state_dict),
         range_constraints=dict(program.range_constraints),
