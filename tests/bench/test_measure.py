@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchsmith.bench.measure import FEWEST_ROUNDS, MOST_CALLS_PER_BURST, Stats, burst_calls, interleave, quantile
-from torchsmith.bench.overhead import call_overhead
+from torchsmith.bench.overhead import difference
 
 samples = st.lists(st.floats(0, 1e6), min_size=1, max_size=40)
 
@@ -71,6 +71,6 @@ def test_no_sides_take_no_time() -> None:
 
 
 def test_the_overhead_is_the_difference() -> None:
-    found = call_overhead(lambda: time.sleep(0.004), lambda: time.sleep(0.001), seconds=0.3)
+    found = difference(lambda: time.sleep(0.004), lambda: time.sleep(0.001), seconds=0.3)
     assert 2000 < found.call_us < 30_000
     assert found.whole_us == pytest.approx(found.engine_us + found.call_us)

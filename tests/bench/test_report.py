@@ -62,6 +62,12 @@ def test_the_table_fits_80_columns_and_says_everything() -> None:
     assert "openvino bf16: wrong: relative error 5.0e-01, allowed 1.0e-02" in text
 
 
+def test_a_busy_machine_is_told_of() -> None:
+    rows = tuple(dataclasses.replace(row, stats=row.stats and dataclasses.replace(row.stats, p90_ms=99.0)) for row in ROWS)
+    assert "Something else uses this machine" not in printed(REPORT)
+    assert "Something else uses this machine" in printed(dataclasses.replace(REPORT, rows=rows))
+
+
 def test_memory_has_no_column_where_it_was_not_measured() -> None:
     bare = dataclasses.replace(REPORT, rows=tuple(dataclasses.replace(row, peak_mb=None) for row in ROWS))
     assert "MiB" in printed(REPORT) and "MiB" not in printed(bare)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torchsmith.bench.machine import Machine
-from torchsmith.bench.measure import Stats
+from torchsmith.bench.measure import Stats, quantile
 from torchsmith.bench.sides import BASELINE, SUBJECT
 from torchsmith.errors import InvalidInput
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 FORMAT = 1
+NOISY_SPREAD = 1.5  # between an idle machine's 1.1 and a shared one's 3
+NOISY = (
+    "Something else uses this machine: slow calls take {:.1f} times what quick ones do (p90 / p10); measure again when it is idle."
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,15 @@ def table(report: Report) -> Group:
     from rich.text import Text
 
     cases = dict.fromkeys((row.model, row.batch) for row in report.rows)
-    return Group(*(part for model, batch in cases for part in _case_table(report, model, batch)), Text(str(report.machine), "dim"))
+    parts = [part for model, batch in cases for part in _case_table(report, model, batch)]
+    noise = [Text(NOISY.format(spread(report)), "yellow")] if spread(report) > NOISY_SPREAD else []
+    return Group(*parts, Text(str(report.machine), "dim"), *noise)
+
+
+def spread(report: Report) -> float:
+    """How far calls of one side lie apart: p90 / p10, the median over all rows; 1 where nothing was timed."""
+    found = sorted(row.stats.p90_ms / row.stats.p10_ms for row in report.rows if row.stats)
+    return quantile(found, 0.5) if found else 1.0
 
 
 def _case_table(report: Report, model: str, batch: int) -> list[Table | Text]:

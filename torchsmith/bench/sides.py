@@ -53,7 +53,7 @@ def torchsmith(module: nn.Module, inputs: Inputs, precision: str) -> Built:
         kwarg_inputs=inputs.kwargs or None,
         enabled_precisions={PRECISIONS[precision]},
     )
-    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), "torchsmith.compile")
+    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), repr(fast))
 
 
 def eager(module: nn.Module, inputs: Inputs, precision: str) -> Built:
@@ -145,7 +145,7 @@ PEERS = tuple(name for name in BUILDERS if name != SUBJECT)
 
 # what a side needs beyond torch; imported before its build is timed
 PACKAGES: Mapping[str, tuple[str, ...]] = {
-    SUBJECT: ("openvino",),
+    SUBJECT: ("torchsmith.capture", "torchsmith.lower", "torchsmith.build", "torchsmith.runtime.compiled", "openvino"),
     "inductor": ("torch._inductor.compile_fx",),
     "openvino": ("openvino", "openvino.frontend.pytorch.fx_decoder"),
     "onnxruntime": ("onnxruntime", "onnxscript", "torch.onnx"),

@@ -1,0 +1,45 @@
+"""torchsmith itself, measured: a small model down the whole road."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import torchsmith
+from torchsmith.bench import run_bench
+from torchsmith.bench.overhead import call_overhead
+from torchsmith.errors import InvalidInput
+
+NETS = Path(__file__).parent / "nets.py"
+
+
+def test_torchsmith_takes_its_place_among_the_peers() -> None:
+    report = run_bench(f"{NETS}:conv", [1, 2], ["f32", "bf16"], ["openvino"], seconds=0.2, memory=False, progress=False)
+    ours = [row for row in report.rows if row.side == "torchsmith"]
+    assert [(row.batch, row.precision) for row in ours] == [(1, "f32"), (1, "bf16"), (2, "f32"), (2, "bf16")]
+    assert all(row.stats and report.speedup(row) and report.speedup(row, over="openvino") for row in ours)
+    assert all(row.error is not None and row.error < (1e-6 if row.precision == "f32" else 0.05) for row in ours)
+
+
+def test_keyword_inputs_and_dictionaries_are_compared_too() -> None:
+    report = run_bench(f"{NETS}:pair", precisions=["f32"], peers=["eager"], seconds=0.1, memory=True, progress=False)
+    assert report.rows[-1].side == "torchsmith" and report.rows[-1].stats
+    assert all(row.peak_mb and row.peak_mb > 50 for row in report.rows)
+
+
+def test_the_call_around_an_engine_is_a_small_part() -> None:
+    x = torch.randn(1, 16)
+    fast = torchsmith.compile(nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval(), inputs=[x], min_block_size=1)
+    found = call_overhead(fast, x, seconds=0.5)
+    assert found.whole_us > 0 and found.call_us < 1000, dataclasses.asdict(found)
+
+
+def test_the_overhead_of_a_hybrid_is_refused() -> None:
+    x = torch.randn(1, 16)
+    fast = torchsmith.compile(nn.Linear(16, 4).eval(), inputs=[x], min_block_size=50)
+    with pytest.raises(InvalidInput, match="a module of one engine and nothing else"):
+        call_overhead(fast, x)
