@@ -45,13 +45,13 @@ class Built:
 
 
 def build(
-    partitioned: Partitioned, backend: Backend, target: Target, config: Config, progress: Callable[[str], None] = lambda _: None
+    partitioned: Partitioned, backend: Backend, target: Target, config: Config, progress: Callable[[str], None] = debug.tell
 ) -> Built:
     """Convert, quantize and build every segment. Raises BuildError where the backend fails on a graph it had accepted."""
     precision = choose_precision(config.quantize.enabled_precisions, target)
     engines = []
     for number, segment in enumerate(partitioned.segments):
-        progress(f"engine {number + 1} of {len(partitioned.segments)}, {len(segment.nodes)} ops")
+        progress(f"build, engine {number + 1} of {len(partitioned.segments)}, {len(segment.nodes)} ops")
         started = time.perf_counter()
         graph = convert(partitioned.program, segment.inputs, segment.nodes, segment.outputs)
         debug.graph(f"convert-{number}", graph)
