@@ -31,8 +31,15 @@ def _shared(module: nn.Module) -> dict[int, Any]:
             continue
         kept = vars(child)
         for table in (kept, kept.get("_parameters") or {}, kept.get("_buffers") or {}):
-            memo.update({id(value): value for value in table.values() if isinstance(value, torch.Tensor)})
+            memo.update({id(value): _fit(value) for value in table.values() if isinstance(value, torch.Tensor)})
     return memo
+
+
+def _fit(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; for a parameter made in inference mode, which export cannot take, one that shares its memory."""
+    if tensor.is_inference() and tensor.requires_grad:
+        return nn.Parameter(tensor.detach(), requires_grad=False)
+    return tensor
 
 
 def device_of(module: nn.Module) -> torch.device | None:

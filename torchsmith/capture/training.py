@@ -34,8 +34,8 @@ def check_inference(program: ExportedProgram, training: bool) -> None:
         if node.op == "call_function" and (effect := _effect(node)):
             where = source_line(node)
             raise CaptureError(
-                f"the model is in training mode: {node.target}{f' at {where}' if where else ''} {effect}; "
-                "call model.eval() before compiling (or before exporting)"
+                f"the model is in training mode: {node.target} {effect}{f' ({where})' if where else ''}; "
+                "call model.eval() before compiling, or before exporting"
             )
 
 
