@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchsmith.config import Config
+from torchsmith.errors import InvalidOption
 
 if TYPE_CHECKING:
     import torch
 
     from torchsmith.inputs import Device
     from torchsmith.runtime.compiled import CompiledModule
+
+# Torch-TensorRT's names for its front ends.
+IRS = ("default", "dynamo", "exported_program", "fx", "torchscript", "ts")
 
 
 def compile(
@@ -44,18 +48,19 @@ def compile(
     from torchsmith.backends import choose
     from torchsmith.build import build
     from torchsmith.capture import capture
-    from torchsmith.capture.private import device_of
     from torchsmith.inputs import Device, resolve
     from torchsmith.lower import lower
     from torchsmith.partition.segments import partition
     from torchsmith.report import report
     from torchsmith.runtime.compiled import CompiledModule
 
+    if ir not in IRS:
+        raise InvalidOption(f"ir={ir!r}; torchsmith takes {', '.join(IRS)}, which all mean the same here")
     config = Config.from_options(**options)
     started = time.perf_counter()
     with debug.road(config) as stage:
-        backend, target = choose(config.backend, device_of(module) if device is None else Device.of(device).torch)
         captured = stage("capture", capture, module, resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs), config.capture)
+        backend, target = choose(config.backend, captured.device if device is None else Device.of(device).torch)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
         partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)
         built = stage("build", build, partitioned, backend, target, config)
