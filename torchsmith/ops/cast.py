@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.errors import Unsupported
+from torchsmith.ir.builder import expected
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import SHORT_NAMES, TensorType
@@ -32,25 +33,11 @@ class Cast(Op):
         return x.to(self.dtype)
 
 
-def _cast(x: Value, dtype: torch.dtype | None) -> Value:
-    return x if dtype in (None, x.type.dtype) else Cast(dtype)(x)
-
-
-@converter(aten.to.dtype, aten._to_copy.default)
-def to_dtype(x: Value, dtype: torch.dtype | None = None, *_: Any, **__: Any) -> Value:
-    return _cast(x, dtype)
-
-
-@converter(aten.to.device)
-def to_device(x: Value, device: torch.device, dtype: torch.dtype, *_: Any, **__: Any) -> Value:
-    return _cast(x, dtype)
-
-
-@converter(aten.to.dtype_layout)
-def to_dtype_layout(x: Value, *, dtype: torch.dtype | None = None, **_: Any) -> Value:
-    return _cast(x, dtype)
-
-
-@converter(aten.type_as.default)
-def type_as(x: Value, other: Value) -> Value:
-    return _cast(x, other.type.dtype)
+@converter(
+    aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.to.prim_Device, aten.to.prim_dtype,
+    aten._to_copy.default, aten.type_as.default,
+)  # fmt: skip
+def to(x: Value, *_: Any, **__: Any) -> Value:
+    # torch.export has worked the dtype out already; a graph is on one device
+    dtype = expected().dtype
+    return x if dtype == x.type.dtype else Cast(dtype)(x)

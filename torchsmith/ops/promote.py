@@ -7,6 +7,7 @@ from typing import Union
 import sympy
 import torch
 
+from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import constant
 from torchsmith.ir.graph import Value
 from torchsmith.ops.cast import Cast
@@ -21,11 +22,20 @@ def cast(x: Value, dtype: torch.dtype) -> Value:
     return x if x.type.dtype == dtype else Cast(dtype)(x)
 
 
-def scalar(number: Number | sympy.Expr, dtype: torch.dtype) -> Value:
-    """A number, or a symbolic size, as a tensor of no dimensions."""
+def widened(x: Value) -> Value:
+    """x in float32 where it has fewer bits, for what PyTorch computes that way inside."""
+    return cast(x, torch.promote_types(x.type.dtype, torch.float32))
+
+
+def scalar(number: Operand, dtype: torch.dtype) -> Value:
+    """A number, or a symbolic size, as a tensor of no dimensions. Raises Unsupported for a complex number."""
     if isinstance(number, sympy.Expr):
         return cast(Size(number)(), dtype)
-    return constant(torch.tensor(number, dtype=dtype), "scalar")
+    if isinstance(number, complex):
+        raise Unsupported(f"the complex number {number}; engines compute in real numbers")
+    # by way of the widest dtype, so that a number that does not fit wraps as it does in PyTorch
+    wide = torch.float64 if isinstance(number, float) else torch.int64
+    return constant(torch.tensor(number, dtype=wide).to(dtype), "scalar")
 
 
 def as_value(x: Operand, dtype: torch.dtype) -> Value:

@@ -13,4 +13,7 @@ from torchsmith.ops.cast import Cast
 
 @emitter(Cast)
 def cast(e: Emission, op: Cast, x: ov.Output) -> Any:
-    return ops.convert(x, element_type(op.dtype).to_string())
+    wanted = element_type(op.dtype)
+    if wanted == ov.Type.boolean:
+        return ops.not_equal(x, e.number(0, x))  # its conversion loses NaN and the least integer
+    return ops.convert(x, wanted.to_string())
