@@ -20,7 +20,16 @@ from torchsmith.ops.registry import load_all
 aten = torch.ops.aten
 subject = importlib.import_module("torchsmith.lower.decompose")  # the package's `decompose` is the function
 X = torch.rand(2, 4, 6) + 0.5
-KNOWN = (aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.mul.Scalar, aten.sigmoid.default, aten.exp.default, aten.mean.dim, aten.linear.default)
+KNOWN = (
+    aten.mul.Tensor,
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Scalar,
+    aten.sigmoid.default,
+    aten.exp.default,
+    aten.mean.dim,
+    aten.linear.default,
+)
 KNOWN += (aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.sqrt.default, aten.silu.default)
 
 

@@ -73,23 +73,45 @@ class Then(nn.Module):
         pytest.param(nn.Sequential(nn.Conv3d(4, 6, 2), norm(6, 3)), VOLUME, ["conv3d"], id="conv3d"),
         pytest.param(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2), norm(6)), IMAGE, ["conv_transpose2d"], id="transposed"),
         pytest.param(
-            nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), norm(6)), IMAGE, ["conv_transpose2d"], id="transposed, grouped"
+            nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), norm(6)),
+            IMAGE,
+            ["conv_transpose2d"],
+            id="transposed, grouped",
         ),
         pytest.param(nn.Sequential(nn.ConvTranspose1d(4, 6, 3), norm(6, 1)), SIGNAL, ["conv_transpose1d"], id="transposed 1d"),
         pytest.param(nn.Sequential(nn.Linear(4, 6), norm(6, 1)), TOKENS[0], ["linear"], id="linear"),
         pytest.param(Flattened(), TOKENS, ["linear", "flatten", "reshape_as"], id="levit"),
         pytest.param(nn.Sequential(nn.Conv2d(4, 6, 3), norm(6, affine=False)), IMAGE, ["conv2d"], id="no affine"),
         pytest.param(nn.Sequential(nn.Conv2d(4, 6, 1), Scale(6, 1, 1)), IMAGE, ["conv2d"], id="layer scale"),
-        pytest.param(nn.Sequential(nn.Conv2d(4, 6, 1), Scale(1, 6, 1, 1), norm(6), Scale(6, 1, 1, function=torch.sub)), IMAGE, ["conv2d"], id="chain"),
+        pytest.param(
+            nn.Sequential(nn.Conv2d(4, 6, 1), Scale(1, 6, 1, 1), norm(6), Scale(6, 1, 1, function=torch.sub)),
+            IMAGE,
+            ["conv2d"],
+            id="chain",
+        ),
         pytest.param(nn.Sequential(nn.Conv2d(4, 6, 1), Scale(6, 1, 1, function=torch.div)), IMAGE, ["conv2d"], id="div"),
         pytest.param(nn.Sequential(nn.Conv2d(4, 6, 1), Then(lambda x: 2 * x + 1 - 0.5)), IMAGE, ["conv2d"], id="numbers"),
-        pytest.param(nn.Sequential(nn.Linear(4, 6), Scale(6), Scale(6, function=torch.add)), TOKENS, ["linear"], id="linear, scale and shift"),
+        pytest.param(
+            nn.Sequential(nn.Linear(4, 6), Scale(6), Scale(6, function=torch.add)), TOKENS, ["linear"], id="linear, scale and shift"
+        ),
         pytest.param(nn.Sequential(nn.Conv2d(4, 6, 1), Then(permuted), Scale(6)), IMAGE, ["conv2d", "permute"], id="permuted"),
         pytest.param(nn.Sequential(norm(4, 1), nn.Linear(4, 6)), TOKENS[0], ["linear"], id="before linear"),
         pytest.param(nn.Sequential(norm(4), nn.Conv2d(4, 6, 3, groups=2)), IMAGE, ["conv2d"], id="before conv"),
-        pytest.param(nn.Sequential(Scale(4, 1, 1), nn.Conv2d(4, 6, 3, padding=1)), IMAGE, ["conv2d"], id="scale before padded conv"),
-        pytest.param(nn.Sequential(Scale(4, 1, 1), nn.ConvTranspose2d(4, 6, 3, groups=2)), IMAGE, ["conv_transpose2d"], id="scale before transposed"),
-        pytest.param(nn.Sequential(Scale(4, function=lambda x, g: torch.addcmul(g, g, x, value=2)), nn.Linear(4, 6)), TOKENS, ["linear"], id="addcmul"),
+        pytest.param(
+            nn.Sequential(Scale(4, 1, 1), nn.Conv2d(4, 6, 3, padding=1)), IMAGE, ["conv2d"], id="scale before padded conv"
+        ),
+        pytest.param(
+            nn.Sequential(Scale(4, 1, 1), nn.ConvTranspose2d(4, 6, 3, groups=2)),
+            IMAGE,
+            ["conv_transpose2d"],
+            id="scale before transposed",
+        ),
+        pytest.param(
+            nn.Sequential(Scale(4, function=lambda x, g: torch.addcmul(g, g, x, value=2)), nn.Linear(4, 6)),
+            TOKENS,
+            ["linear"],
+            id="addcmul",
+        ),
     ],
 )
 def test_folds(module: nn.Module, x: Tensor, left: list[str]) -> None:
@@ -132,7 +154,9 @@ class Computed(nn.Module):
         pytest.param(nn.Sequential(nn.Conv2d(4, 6, 1), Scale(3, 1, 1, 1, 1)), IMAGE, id="a scale that adds a dimension"),
         pytest.param(nn.Sequential(norm(4), nn.Conv2d(4, 6, 3, padding=1)), IMAGE, id="before padding, which the shift would miss"),
         pytest.param(nn.Sequential(norm(4), nn.ConvTranspose2d(4, 6, 3)), IMAGE, id="before a transposed convolution"),
-        pytest.param(nn.Sequential(Scale(4, function=lambda x, g: g - x), nn.Linear(4, 6)), TOKENS, id="a difference the other way round"),
+        pytest.param(
+            nn.Sequential(Scale(4, function=lambda x, g: g - x), nn.Linear(4, 6)), TOKENS, id="a difference the other way round"
+        ),
     ],
 )
 def test_does_not_fold(module: nn.Module, x: Tensor) -> None:
@@ -142,7 +166,9 @@ def test_does_not_fold(module: nn.Module, x: Tensor) -> None:
 
 
 def test_a_norm_that_trains_stays() -> None:
-    program = exported(lambda x: nn.functional.batch_norm(torch.conv2d(x, torch.ones(4, 4, 1, 1)), None, None, training=True), IMAGE)
+    program = exported(
+        lambda x: nn.functional.batch_norm(torch.conv2d(x, torch.ones(4, 4, 1, 1)), None, None, training=True), IMAGE
+    )
     assert "batch_norm" in ops(applied(fold_batch_norm, applied(fold_constants, program)))
 
 

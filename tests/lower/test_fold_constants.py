@@ -53,7 +53,10 @@ def test_folds(function: Callable[..., Any], left: list[str]) -> None:
         (lambda x, w: x + torch.zeros(4).expand(3, 4), ["expand", "add"]),  # broadcasts where it stands
         (lambda x, w: (x, w.t()), ["t"]),  # the user may write to what they get
         (lambda x, w: (x, torch.zeros(3).view(1, 3)), ["zeros", "view"]),
-        (lambda x, w: torch.nn.functional.pad(x, (0, 96)).repeat(100, 1) + torch.full((300, 100), 1.0).repeat(1, 1), ["pad", "repeat", "add"]),
+        (
+            lambda x, w: torch.nn.functional.pad(x, (0, 96)).repeat(100, 1) + torch.full((300, 100), 1.0).repeat(1, 1),
+            ["pad", "repeat", "add"],
+        ),
         (lambda x, w: x.sum() + torch.zeros(1024, 1024), ["sum", "zeros", "add"]),  # four MiB from nothing
         (lambda x, w: x @ torch.fake_quantize_per_channel_affine(w, torch.ones(4), torch.zeros(4), 0, -128, 127), None),
         (lambda x, w: torch.full((3, 1), 2.0) + torch.ones(x.shape[0], 4) * x, None),

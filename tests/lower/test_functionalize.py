@@ -102,7 +102,14 @@ def write_to_a_view_of_the_input(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "function",
-    [slice_assign, write_through_a_view, write_under_a_view, write_through_dropout, write_to_the_input, write_to_a_view_of_the_input],
+    [
+        slice_assign,
+        write_through_a_view,
+        write_under_a_view,
+        write_through_dropout,
+        write_to_the_input,
+        write_to_a_view_of_the_input,
+    ],
 )
 def test_shared_memory_is_traced_again(function: Callable[..., Any]) -> None:
     program = exported(function, X)

@@ -54,7 +54,10 @@ def test_goes(function: Callable[..., Any], left: list[str]) -> None:
         (lambda x: x.t().clone(memory_format=torch.contiguous_format).view(-1), "clone"),
         (lambda x: x.to(torch.float32, copy=True), "to"),
         (lambda x: x.double().float(), "to"),
-        (lambda x: torch.view_as_complex(x.reshape(3, 2, 2).transpose(0, 2).contiguous().permute(1, 2, 0).contiguous()).abs(), "contiguous"),
+        (
+            lambda x: torch.view_as_complex(x.reshape(3, 2, 2).transpose(0, 2).contiguous().permute(1, 2, 0).contiguous()).abs(),
+            "contiguous",
+        ),
         (lambda x: x.t().contiguous().as_strided((2, 2), (2, 1)) * 2, "contiguous"),
         (lambda x: x.half().float() * 2, "to"),  # rounds
         (lambda x: x.long().float() * 2, "to"),

@@ -37,7 +37,7 @@ def summary(program: ExportedProgram) -> str:
 def to_text(program: ExportedProgram, with_sources: bool = False) -> str:
     """One line a node: `%conv2d: f32[1, 8, 4, 4] = aten.conv2d.default(%x, %weight, …)  # file:line  code`."""
     lines = []
-    for spec, node in zip(program.graph_signature.input_specs, program.graph.nodes):
+    for spec, node in zip(program.graph_signature.input_specs, program.graph.nodes, strict=False):
         lines.append(f"%{node.name}{_types(node)} = {spec.kind.name.lower()} {spec.target or ''}".rstrip())
     for node in program.graph.nodes:
         if node.op == "call_function":
@@ -47,7 +47,7 @@ def to_text(program: ExportedProgram, with_sources: bool = False) -> str:
             lines.append(f"%{node.name}{_types(node)} = {called}({', '.join(arguments)})" + (f"  # {source}" if source else ""))
         elif node.op == "output":
             kinds = [spec.kind.name.lower() for spec in program.graph_signature.output_specs]
-            lines += [f"{kind} {_shown(value)}" for kind, value in zip(kinds, node.args[0])]
+            lines += [f"{kind} {_shown(value)}" for kind, value in zip(kinds, node.args[0], strict=True)]
     return "\n".join(lines)
 
 
@@ -80,14 +80,14 @@ def verify(program: ExportedProgram, after: str) -> None:
 def _is_valid(program: ExportedProgram) -> Iterator[str]:
     try:
         program.graph.lint()
-        program.validate()
+        program.validate()  # type: ignore[no-untyped-call]
     except Exception as error:  # torch's verifier raises many kinds, each of which is the answer
         yield f"torch's verifier says: {error}"
 
 
 def _outputs_are_named(program: ExportedProgram) -> Iterator[str]:
     (output,) = (node for node in program.graph.nodes if node.op == "output")
-    for spec, node in zip(program.graph_signature.output_specs, output.args[0]):
+    for spec, node in zip(program.graph_signature.output_specs, output.args[0], strict=True):
         if isinstance(node, fx.Node) and spec.arg.name != node.name:
             yield f"output %{node.name} is called {spec.arg.name} in the signature"
 
@@ -126,11 +126,14 @@ def _types_hold(program: ExportedProgram) -> Iterator[str]:
 
 
 def _alike(a: Any, b: Any) -> bool:
+    return _same_type(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else isinstance(a, Tensor) == isinstance(b, Tensor)
+
+
+def _same_type(a: Tensor, b: Tensor) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return isinstance(a, Tensor) == isinstance(b, Tensor)
-    return a.dtype == b.dtype and a.dim() == b.dim() and all(statically_known_true(m == n) for m, n in zip(a.shape, b.shape))
+    same_sizes = len(a.shape) == len(b.shape) and all(map(statically_known_true, map(operator.eq, a.shape, b.shape)))
+    return a.dtype == b.dtype and same_sizes
 
 
 RULES: tuple[Callable[[ExportedProgram], Iterator[str]], ...] = (
@@ -179,8 +182,9 @@ def results(program: ExportedProgram) -> Results | None:
     inputs = {name: _private(value, doubling) for name, value in _inputs(program).items()}
     before = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
     left = dict(inputs)  # what is in the inputs after the call: written in place, or returned for it
+    given = _run(program, list(inputs.values()), doubling)
     found: Results = {}
-    for spec, value in zip(program.graph_signature.output_specs, _run(program, list(inputs.values()), doubling)):
+    for spec, value in zip(program.graph_signature.output_specs, given, strict=True):
         if spec.kind is OutputKind.USER_OUTPUT:
             found[f"output {len(found)}"] = value
         else:
@@ -261,7 +265,7 @@ def _difference(given: Any, wanted: Any) -> float:
     odd = ~torch.isfinite(a) | ~torch.isfinite(b)
     if not torch.equal(a[odd].nan_to_num(nan=1.5), b[odd].nan_to_num(nan=1.5)):
         return float("inf")
-    distance, size = torch.linalg.vector_norm(a[~odd] - b[~odd]).item(), torch.linalg.vector_norm(b[~odd]).item()
+    distance, size = (float(torch.linalg.vector_norm(t)) for t in (a[~odd] - b[~odd], b[~odd]))
     return distance / size if size else distance
 
 
@@ -274,7 +278,9 @@ def statistics(program: ExportedProgram) -> str:
     def observe(node: fx.Node, value: Any) -> None:
         if isinstance(value, Tensor) and value.numel() and not value.is_complex():
             numbers = value.double()
-            lines.append(f"%{node.name:<40} mean {numbers.mean():12.5g}  least {numbers.min():12.5g}  greatest {numbers.max():12.5g}")
+            lines.append(
+                f"%{node.name:<40} mean {numbers.mean():12.5g}  least {numbers.min():12.5g}  greatest {numbers.max():12.5g}"
+            )
 
     _run(program, [_private(value, False) for value in _inputs(program).values()], False, observe)
     return "\n".join(lines)

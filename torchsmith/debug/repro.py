@@ -53,10 +53,10 @@ def failing(stage: str, program: ExportedProgram | None, config: Config) -> Iter
         raise
     except Exception as bug:
         folder = write(stage, program, config, bug)
+        again = "; its run.py runs the failure again." if (folder / "run.py").exists() else "."
         raise InternalError(
-            f"the {stage} stage failed with {type(bug).__name__}: {bug}\nThis is a bug of torchsmith. Please report it with the folder "
-            f"{folder}, which has the program without its weights, the options, the versions and the traceback"
-            + ("; its run.py runs the failure again." if (folder / "run.py").exists() else ".")
+            f"the {stage} stage failed with {type(bug).__name__}: {bug}\nThis is a bug of torchsmith. Please report it with the "
+            f"folder {folder}, which has the program without its weights, the options, the versions and the traceback{again}"
         ) from bug
 
 
@@ -64,7 +64,9 @@ def write(stage: str, program: ExportedProgram | None, config: Config, bug: Base
     """Make the folder, in the system's place for temporary files. Interrupted, it leaves none."""
     folder = Path(tempfile.mkdtemp(prefix=f"torchsmith-repro-{stage}-"))
     try:
-        (folder / "traceback.txt").write_text("".join(traceback.format_exception(type(bug), bug, bug.__traceback__)), encoding="utf-8")
+        (folder / "traceback.txt").write_text(
+            "".join(traceback.format_exception(type(bug), bug, bug.__traceback__)), encoding="utf-8"
+        )
         (folder / "versions.txt").write_text(_versions(), encoding="utf-8")
         (folder / "options.json").write_text(json.dumps(_options(config), indent=2), encoding="utf-8")
         if program is not None:
@@ -125,7 +127,9 @@ def _options(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        flat.update(dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else {field.name: value})
+        flat.update(
+            dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else {field.name: value}
+        )
     return {name: _as_data(value) for name, value in flat.items()}
 
 

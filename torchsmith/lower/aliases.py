@@ -13,20 +13,28 @@ aten = torch.ops.aten
 
 # Composite ops whose schemas tell no alias, because they have none: each computes its result. The other composite ops may
 # return what they were given (dropout in eval mode does), whatever their schemas say.
-COMPUTED = frozenset(
-    """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d batch_norm concat conv1d conv2d conv3d
-    conv_transpose1d conv_transpose2d conv_transpose3d group_norm instance_norm layer_norm linear log_softmax matmul
-    max_pool1d max_pool2d max_pool3d one_hot outer relu6 rms_norm scaled_dot_product_attention softmax std
-    upsample_bicubic2d upsample_bilinear2d upsample_nearest2d var""".split()
-)
+COMPUTED = {
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "batch_norm", "concat", "conv1d",
+    "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "group_norm", "instance_norm",
+    "layer_norm", "linear", "log_softmax", "matmul", "max_pool1d", "max_pool2d", "max_pool3d", "one_hot", "outer", "relu6",
+    "rms_norm", "scaled_dot_product_attention", "softmax", "std", "upsample_bicubic2d", "upsample_bilinear2d",
+    "upsample_nearest2d", "var",
+}  # fmt: skip
 
 # ATen ops whose result depends on strides, not only on shape and elements.
 _SEES_STRIDES = ("as_strided", "view.dtype", "view_as_complex", "view_as_real", "stride", "is_contiguous", "storage_offset")
 
 
+def is_composite(target: OpOverload) -> bool:
+    """Whether the op is written in terms of other ops, so that PyTorch can take it apart."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(
+        str(target).replace(".", "::", 1).removesuffix(".default"), "CompositeImplicitAutograd"
+    )
+
+
 def sources(node: fx.Node) -> list[fx.Node]:
     """The arguments whose memory the node's outputs may be."""
-    if node.op != "call_function" or not node.args and not node.kwargs:
+    if node.op != "call_function" or not node.all_input_nodes:
         return []
     if node.target is operator.getitem:
         return [node.args[0]]  # type: ignore[list-item]
@@ -36,8 +44,7 @@ def sources(node: fx.Node) -> list[fx.Node]:
     if any(returned.alias_info is not None for returned in schema.returns):
         tied = {a.name for a in schema.arguments if a.alias_info is not None}
         return [n for name, n in _tensor_arguments(node) if name in tied]
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), "CompositeImplicitAutograd")
-    if composite and node.target._overloadpacket.__name__ not in COMPUTED:
+    if is_composite(node.target) and node.target._overloadpacket.__name__ not in COMPUTED:
         return [n for _, n in _tensor_arguments(node)]
     return []
 
@@ -100,7 +107,7 @@ def _is_size_function(user: fx.Node) -> bool:
 def _tensor_arguments(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
     assert isinstance(node.target, OpOverload)
     positional = [a.name for a in node.target._schema.arguments if not a.kwarg_only]
-    for name, value in (*zip(positional, node.args), *node.kwargs.items()):
+    for name, value in (*zip(positional, node.args, strict=False), *node.kwargs.items()):
         found: list[fx.Node] = []
         fx.node.map_arg(value, found.append)
         for n in found:

@@ -16,12 +16,13 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols, statically_known_true
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from torchsmith.convert import Converter, parameters_of, probe, types_of
 from torchsmith.errors import Unsupported
-from torchsmith.lower.editing import Lowering, attach, fake_mode, getattr_path, inline, lift, replace_outputs, settled
+from torchsmith.lower.aliases import is_composite
+from torchsmith.lower.editing import Lowering, attach, fake_mode, getattr_path, inline, lift, replace_outputs, same_type, settled
 from torchsmith.lower.functionalize import functional
 
 # How often parts may be taken apart again.
@@ -69,7 +70,7 @@ def _call(node: fx.Node, tensors: Mapping[str, Tensor]) -> str:
         value = argument.meta.get("val")
         return f"{value.dtype}{tuple(value.shape)}" if isinstance(value, Tensor) and argument.name not in tensors else argument.name
 
-    return f"{node.target} {fx.node.map_arg((node.args, dict(node.kwargs)), shown)}"  # type: ignore[arg-type]
+    return f"{node.target} {fx.node.map_arg((node.args, dict(node.kwargs)), shown)}"
 
 
 def _parts(node: fx.Node, tensors: Mapping[str, Tensor], program: ExportedProgram, how: Lowering, depth: int) -> Parts | None:
@@ -125,6 +126,9 @@ def _traced(node: fx.Node) -> Parts | None:
     except (RuntimeError, NotImplementedError):  # what PyTorch raises where a decomposition does not hold for these arguments
         return None
     (output,) = (n for n in module.graph.nodes if n.op == "output")
+    if isinstance(named := output.args[0], fx.Node) and isinstance(named.target, type):  # a named tuple of several outputs
+        output.args = (named.args,)
+        module.graph.erase_node(named)
     return (module, arguments) if _fits(node, output.args[0]) and not _adds_symbols(module, values) else None
 
 
@@ -133,7 +137,7 @@ def _decomposition(target: Any) -> Callable[..., Any] | None:
     """What PyTorch has for the op: its composite implementation, or else the way to core ATen."""
     if not isinstance(target, OpOverload) or target._overloadpacket.__name__.startswith(_WHOLE):
         return None
-    if torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"):
+    if is_composite(target):
 
         def composite(*args: Any, **kwargs: Any) -> Any:
             with torch._C.DisableTorchFunction():  # under which tracing would record the op itself
@@ -141,7 +145,7 @@ def _decomposition(target: Any) -> Callable[..., Any] | None:
 
         return composite
     table = _core_table()
-    return table[target] if target in table else None
+    return table[target] if target in table else None  # noqa: SIM401 - its `get` does not know what it holds
 
 
 @functools.cache
@@ -161,15 +165,15 @@ def _fits(node: fx.Node, result: Any) -> bool:
     """Whether the outputs that are used are tensors of the types that the node gives."""
     wanted = node.meta["val"]
     if isinstance(wanted, Tensor):
-        return isinstance(result, fx.Node) and _same_type(wanted, result.meta["val"])
+        return isinstance(result, fx.Node) and _alike(wanted, result.meta["val"])
     if not isinstance(result, (tuple, list)) or len(result) != len(wanted):
         return False
     used = {user.args[1] for user in node.users}
-    return all(isinstance(result[i], fx.Node) and _same_type(wanted[i], result[i].meta["val"]) for i in used)  # type: ignore[index]
+    return all(isinstance(result[i], fx.Node) and _alike(wanted[i], result[i].meta["val"]) for i in used)  # type: ignore[index]
 
 
-def _same_type(a: Tensor, b: Any) -> bool:
-    return isinstance(b, Tensor) and a.dtype == b.dtype and a.dim() == b.dim() and all(statically_known_true(m == n) for m, n in zip(a.shape, b.shape))
+def _alike(wanted: Tensor, given: Any) -> bool:
+    return isinstance(given, Tensor) and same_type(wanted, given)
 
 
 def _adds_symbols(module: fx.GraphModule, values: list[Any]) -> bool:

@@ -6,7 +6,7 @@ import copy
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchsmith.config import LowerConfig
 
@@ -27,7 +28,7 @@ _LIFTED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 class Lowering:
     """What every pass is told. kept: names of the ops that the user keeps in PyTorch, which are neither taken apart nor folded."""
 
-    config: LowerConfig = LowerConfig()
+    config: LowerConfig = field(default_factory=LowerConfig)
     kept: frozenset[str] = frozenset()
 
     def keeps(self, node: fx.Node) -> bool:
@@ -54,7 +55,8 @@ def copied(program: ExportedProgram) -> ExportedProgram:
         range_constraints=dict(program.range_constraints),
         # the inner modules' calls do not outlive the passes; the root's says how inputs and outputs nest
         module_call_graph=[
-            replace(entry, signature=copy.deepcopy(entry.signature) if entry.fqn == "" else None) for entry in program.module_call_graph
+            replace(entry, signature=copy.deepcopy(entry.signature) if entry.fqn == "" else None)
+            for entry in program.module_call_graph
         ],
         example_inputs=program.example_inputs,
         constants=dict(program.constants),
@@ -106,6 +108,15 @@ def provenance(node: fx.Node) -> dict[str, Any]:
     return {key: node.meta[key] for key in _PROVENANCE if key in node.meta}
 
 
+def same_shape(a: Tensor, b: Tensor) -> bool:
+    """Whether two fake tensors have equal sizes, compared as expressions."""
+    return len(a.shape) == len(b.shape) and all(map(statically_known_true, map(operator.eq, a.shape, b.shape)))
+
+
+def same_type(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and same_shape(a, b)
+
+
 def substitute(old: fx.Node, new: fx.Node) -> None:
     """Give every user of `old` the node `new`, and drop `old`."""
     old.replace_all_uses_with(new)
@@ -144,10 +155,10 @@ def lift(program: ExportedProgram, tensor: Tensor, name: str) -> fx.Node:
     taken = {node.name for node in graph.nodes} | set(program.constants) | set(program.state_dict)
     name = next(new for n in itertools.count() if (new := f"{name}_{n}") not in taken)
     index = next((i for i, spec in enumerate(specs) if spec.kind not in _LIFTED), len(specs))
-    following = next(node for i, node in enumerate(graph.nodes) if i >= index)
+    following: fx.Node = next(node for i, node in enumerate(graph.nodes) if i >= index)
     mode = fake_mode(graph)
     with graph.inserting_before(following):
-        node = graph.placeholder(name)
+        node: fx.Node = graph.placeholder(name)
     node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
     specs.insert(index, InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(node.name), name, None))
     program.constants[name] = tensor
@@ -180,7 +191,7 @@ def attach(node: fx.Node, attribute: Any, name: str) -> fx.Node:
     """A node for a tensor or a branch that the graph's module then holds, before `node`."""
     owner = node.graph.owning_module
     assert owner is not None
-    name = next(new for n in itertools.count() if not hasattr(owner, new := f"{name}_{n}"))
+    name = next(free for n in itertools.count() if not hasattr(owner, free := f"{name}_{n}"))
     setattr(owner, name, attribute)
     with node.graph.inserting_before(node):
         new = node.graph.get_attr(name)
@@ -196,7 +207,7 @@ def getattr_path(module: Any, path: str) -> Any:
 
 
 def replace_outputs(node: fx.Node, result: Any) -> bool:
-    """Give the users of `node` what `inline` returned for it, and drop `node`. False, with nothing done, where an output is no node."""
+    """Give the users of `node` what `inline` returned, and drop `node`. False, with nothing done, where an output is no node."""
     if isinstance(result, fx.Node):
         substitute(node, result)
         return True
@@ -206,7 +217,7 @@ def replace_outputs(node: fx.Node, result: Any) -> bool:
     chosen = [result[user.args[1]] for user in users]  # type: ignore[index]
     if not all(isinstance(new, fx.Node) for new in chosen):
         return False
-    for user, new in zip(users, chosen):
+    for user, new in zip(users, chosen, strict=True):
         substitute(user, new)
     node.graph.erase_node(node)
     return True

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchsmith.convert import parameters_of
-from torchsmith.lower.editing import Lowering, argument, calls, lift, set_argument, settled, substitute
+from torchsmith.lower.editing import Lowering, argument, calls, lift, same_type, set_argument, settled, substitute
 from torchsmith.lower.remove_noops import permutation
 
 aten = torch.ops.aten
@@ -33,7 +33,12 @@ _RESHAPES = {
     aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
 }  # fmt: skip
 # Ops that ask this argument for nothing but its shape or dtype.
-_LOOKS_ONLY = {aten.reshape_as.default: 1, aten.view_as.default: 1, aten.expand_as.default: 1, aten.type_as.default: 1}
+_LOOKS_ONLY: dict[Any, int] = {
+    aten.reshape_as.default: 1,
+    aten.view_as.default: 1,
+    aten.expand_as.default: 1,
+    aten.type_as.default: 1,
+}
 _STATISTICS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
 
 
@@ -116,7 +121,7 @@ def _arithmetic(node: fx.Node, tensors: dict[str, Tensor]) -> Affine | None:
     swapped = _constant(left, tensors) is not None and node.target in (aten.mul.Tensor, aten.add.Tensor)
     x, other = (right, left) if swapped else (left, right)
     constant = _constant(other, tensors)
-    if constant is None or not isinstance(x, fx.Node) or not _keeps_type(x, node):
+    if constant is None or not isinstance(x, fx.Node) or not same_type(x.meta["val"], node.meta["val"]):
         return None
     found = _channels(constant, x.meta["val"].dim())
     if found is None:
@@ -141,7 +146,13 @@ def _addcmul(node: fx.Node, tensors: dict[str, Tensor]) -> Affine | None:
     if scale is None:
         scale, x = _constant(node.args[2], tensors), node.args[1]
     value = node.kwargs.get("value", 1)
-    if shift is None or scale is None or not isinstance(x, fx.Node) or not isinstance(value, (int, float)) or not _keeps_type(x, node):
+    if (
+        shift is None
+        or scale is None
+        or not isinstance(x, fx.Node)
+        or not isinstance(value, (int, float))
+        or not same_type(x.meta["val"], node.meta["val"])
+    ):
         return None
     rank = x.meta["val"].dim()
     shifts, scales = _channels(shift, rank), _channels(scale, rank)
@@ -169,11 +180,6 @@ def _channels(constant: Tensor, rank: int) -> tuple[int, Tensor] | None:
     if not wide:
         return 0, constant.reshape(())
     return wide[0] + rank - constant.dim(), constant.reshape(-1)
-
-
-def _keeps_type(x: fx.Node, result: fx.Node) -> bool:
-    a, b = x.meta["val"], result.meta["val"]
-    return a.dtype == b.dtype and a.dim() == b.dim() and all(statically_known_true(m == n) for m, n in zip(a.shape, b.shape))
 
 
 def _layer_before(affine: Affine) -> fx.Node | None:
@@ -218,15 +224,17 @@ def _carried(before: fx.Node, node: fx.Node, axis: int, back: bool = True) -> in
         return order[axis] if back else order.index(axis)
     if node.target not in _RESHAPES:
         return None
-    shapes = before.meta["val"].shape, node.meta["val"].shape
-    return _same_axis(*shapes, axis) if back else _same_axis(*reversed(shapes), axis)
+    inner, outer = before.meta["val"].shape, node.meta["val"].shape
+    return _same_axis(inner, outer, axis) if back else _same_axis(outer, inner, axis)
 
 
 def _same_axis(before: Any, after: Any, axis: int) -> int | None:
     """Which dimension of `before` a reshape made `axis` of `after`; None where it split or joined it."""
     behind = math.prod(after[axis + 1 :])
     for candidate in range(len(before)):
-        if statically_known_true(before[candidate] == after[axis]) and statically_known_true(math.prod(before[candidate + 1 :]) == behind):
+        if statically_known_true(before[candidate] == after[axis]) and statically_known_true(
+            math.prod(before[candidate + 1 :]) == behind
+        ):
             return candidate
     return None
 
@@ -236,7 +244,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
     return [
         user
         for user in node.users
-        if not (user.target is aten.sym_size.int or (_LOOKS_ONLY.get(user.target) == 1 and user.args[0] is not node))  # type: ignore[arg-type]
+        if not (user.target is aten.sym_size.int or (_LOOKS_ONLY.get(user.target) == 1 and user.args[0] is not node))
     ]
 
 

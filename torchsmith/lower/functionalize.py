@@ -54,9 +54,7 @@ def functional(graph: fx.Graph) -> bool:
 
 def _is_private(written: fx.Node, shared: set[fx.Node], last_use: dict[fx.Node, int], now: int) -> bool:
     """Whether the memory is the program's own, and from now on known by no other name."""
-    return not any(
-        other.op in ("placeholder", "get_attr") or (other is not written and last_use[other] > now) for other in shared
-    )
+    return not any(other.op in ("placeholder", "get_attr") or (other is not written and last_use[other] > now) for other in shared)
 
 
 def _rewritten(node: fx.Node) -> fx.Node | None:

@@ -7,6 +7,7 @@ it must and is the same everywhere else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from torchsmith.lower.aliases import is_seen
-from torchsmith.lower.editing import Lowering, argument, calls, settled, substitute
+from torchsmith.lower.editing import Lowering, argument, calls, same_shape, settled, substitute
 
 aten = torch.ops.aten
 
@@ -44,7 +45,7 @@ _ASSERTS = {
     aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }  # fmt: skip
-_VIEWS = {
+_VIEWS: dict[Any, Any] = {
     aten.view.default: aten.reshape.default,
     aten._unsafe_view.default: aten.reshape.default,
     aten.view_as.default: aten.reshape_as.default,
@@ -60,7 +61,7 @@ def remove_noops(program: ExportedProgram, how: Lowering) -> ExportedProgram:
             continue
         if how.keeps(node):
             continue
-        node.target = _VIEWS.get(node.target, node.target)  # type: ignore[arg-type]
+        node.target = _VIEWS.get(node.target, node.target)
         original = next((found for rule in RULES if (found := rule(node)) is not None), None)
         if original is not None:
             substitute(node, original)
@@ -97,7 +98,7 @@ def _copy(node: fx.Node) -> fx.Node | None:
 
 
 def _same_shape(node: fx.Node) -> fx.Node | None:
-    return _first(node) if node.target in _RESHAPES and _is_same_shape(node, _first(node)) else None
+    return _first(node) if node.target in _RESHAPES and same_shape(_value(node), _value(_first(node))) else None
 
 
 def _cast(node: fx.Node) -> fx.Node | None:
@@ -109,7 +110,11 @@ def _cast(node: fx.Node) -> fx.Node | None:
         return None
     if _value(source).dtype == after.dtype:
         return source if _is_view(node) or not is_seen(node) else None
-    if source.target in _CASTS and holds(_value(source).dtype, (first := _value(_first(source))).dtype) and first.device == after.device:
+    if (
+        source.target in _CASTS
+        and holds(_value(source).dtype, (first := _value(_first(source))).dtype)
+        and first.device == after.device
+    ):
         if first.dtype == after.dtype:
             return _first(source) if not is_seen(node) else None
         if node.target is aten.to.dtype:
@@ -130,7 +135,7 @@ def _permute(node: fx.Node) -> fx.Node | None:
     return None
 
 
-RULES: tuple[Callable[[fx.Node], "fx.Node | None"], ...] = (_identity, _dropout, _copy, _same_shape, _cast, _permute)
+RULES: tuple[Callable[[fx.Node], fx.Node | None], ...] = (_identity, _dropout, _copy, _same_shape, _cast, _permute)
 
 
 def permutation(node: fx.Node) -> list[int] | None:
@@ -140,7 +145,8 @@ def permutation(node: fx.Node) -> list[int] | None:
     rank = _value(node).dim()
     order = list(range(rank))
     if node.target is aten.permute.default:
-        return [axis % rank for axis in node.args[1]] if rank else []  # type: ignore[union-attr]
+        dims: Any = node.args[1]
+        return [axis % rank for axis in dims] if rank else []
     if node.target is aten.numpy_T.default:
         return order[::-1]
     if rank >= 2:
@@ -185,8 +191,3 @@ def _is_view(node: fx.Node) -> bool:
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     plain = "memory_format" not in names or argument(node, "memory_format") in (None, torch.preserve_format)
     return plain and not ("copy" in names and argument(node, "copy"))
-
-
-def _is_same_shape(a: fx.Node, b: fx.Node) -> bool:
-    left, right = _value(a).shape, _value(b).shape
-    return len(left) == len(right) and all(statically_known_true(x == y) for x, y in zip(left, right))
