@@ -28,8 +28,9 @@ def check_call(module: nn.Module, traced: nn.Module, inputs: ExampleInputs) -> N
     try:
         signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
+        names = ", ".join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())
         raise InvalidInput(
-            f"{_name(module)}.forward{signature} does not take these inputs: {error}; "
+            f"{_name(module)}.forward({names}) does not take these inputs: {error}; "
             "give one input per argument, those by name in kwarg_inputs"
         ) from None
 

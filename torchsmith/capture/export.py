@@ -46,7 +46,9 @@ class Captured:
     def device(self) -> torch.device:
         """Where the program's tensors are: the first parameter's, buffer's or input's device; the CPU where it has none."""
         inputs = [node.meta.get("val") for node in self.program.graph.nodes if node.op == "placeholder"]
-        tensors = (t for t in (*self.program.state_dict.values(), *self.program.constants.values(), *inputs) if isinstance(t, torch.Tensor))
+        tensors = (
+            t for t in (*self.program.state_dict.values(), *self.program.constants.values(), *inputs) if isinstance(t, torch.Tensor)
+        )
         return next((t.device for t in tensors), torch.device("cpu"))
 
 
