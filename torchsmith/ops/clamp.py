@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torchsmith.ops.promote import Operand, cast
 from torchsmith.ops.registry import converter
 
 aten = torch.ops.aten
-Limit = Union[int, float, None]
+Limit = int | float | None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Union
+from typing import TypeAlias
+
+from typing import TypeAlias
 
 import sympy
 import torch
@@ -13,8 +15,8 @@ from torchsmith.ir.graph import Value
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.size import Size
 
-Number = Union[int, float, bool]
-Operand = Union[Value, Number, sympy.Expr]
+Number: TypeAlias = int | float | bool
+Operand: TypeAlias = "Value | Number | sympy.Expr"
 
 
 def cast(x: Value, dtype: torch.dtype) -> Value:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter
 
 aten = torch.ops.aten
-Dims = Union[int, Sequence[int], None]
+Dims = int | Sequence[int] | None
 
 
 def _prod(x: Tensor, dims: tuple[int, ...], keepdim: bool) -> Tensor:
