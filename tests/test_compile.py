@@ -106,7 +106,9 @@ def test_torch_tensorrt_callers_may_name_the_ir_and_arg_inputs(net: Net) -> None
         ({"performance_hint": "fast"}, InvalidOption, "latency, throughput"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(net: Net, options: dict[str, object], error: type[Exception], sentence: str) -> None:
+def test_options_that_make_no_sense_are_refused(
+    net: Net, options: dict[str, object], error: type[Exception], sentence: str
+) -> None:
     if options.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(error, match=sentence):
@@ -149,7 +151,9 @@ def test_a_wrong_shape_is_a_sentence(net: Net) -> None:
 
 
 def test_sixteen_threads_get_right_answers(net: Net) -> None:
-    fast = torchsmith.compile(net, inputs=[torchsmith.Input(min_shape=(1, 3, 9, 9), opt_shape=(2, 3, 9, 9), max_shape=(8, 3, 9, 9))])
+    fast = torchsmith.compile(
+        net, inputs=[torchsmith.Input(min_shape=(1, 3, 9, 9), opt_shape=(2, 3, 9, 9), max_shape=(8, 3, 9, 9))]
+    )
     wrong: list[str] = []
 
     def work(seed: int) -> None:
@@ -181,7 +185,12 @@ def test_bf16_is_near_and_the_ends_stay_float32(net: Net) -> None:
 
 def test_import_is_light() -> None:
     """Nothing heavy comes in before it is needed: a list of modules, which a clock could not show."""
-    code = "import torch, sys; before = set(sys.modules); import torchsmith; print(*sorted(m.split('.')[0] for m in set(sys.modules) - before))"
+    code = """
+import sys, torch
+before = set(sys.modules)
+import torchsmith
+print(*(name.split(".")[0] for name in set(sys.modules) - before))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"openvino", "sympy", "rich", "typer", "timm", "transformers", "matplotlib"} & set(done.stdout.split())
 

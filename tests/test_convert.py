@@ -72,7 +72,7 @@ def test_an_op_without_a_converter_is_refused() -> None:
 def test_a_data_dependent_size_is_refused() -> None:
     program = exported(_Calls(lambda x: x.nonzero()), torch.rand(3))
     node = next(n for n in program.graph.nodes if "nonzero" in str(n.target))
-    with pytest.raises(Unsupported, match="no converter|depends on the data"):
+    with pytest.raises(Unsupported, match=r"no converter|depends on the data"):
         probe(Converter(program), node)
 
 

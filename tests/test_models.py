@@ -17,17 +17,33 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 import torchsmith
-from torchsmith.target import this_cpu
 from torchsmith.bench.models import randomise, seeded
+from torchsmith.target import this_cpu
 from torchsmith.testing.compare import doubled, relative_error
 from torchsmith.testing.pipeline import Pipeline
 
 F32, BF16 = torch.float32, torch.bfloat16
 TIMM = (
-    "efficientnet_b0 efficientnet_lite0 mobilenetv2_100 mobilenetv3_large_100 mnasnet_100 resnet18 resnet50 resnext50_32x4d vgg11_bn "
-    "inception_v3 regnetx_008 convnext_atto vit_tiny_patch16_224 vit_base_patch16_224 deit_tiny_patch16_224 levit_128s "
-    "poolformer_s12 resmlp_12_224 mixer_s32_224"
-).split()
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "mnasnet_100",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "vgg11_bn",
+    "inception_v3",
+    "regnetx_008",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "vit_base_patch16_224",
+    "deit_tiny_patch16_224",
+    "levit_128s",
+    "poolformer_s12",
+    "resmlp_12_224",
+    "mixer_s32_224",
+)
 
 
 def timm_model(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
@@ -80,7 +96,9 @@ def test_a_model_runs_whole_in_an_engine_and_is_right(name: str) -> None:
         assert len(torchsmith.explain(fast).segments) == 1
         assert error(fast(*args, **kwargs), reference) <= 1e-5
         if BF16_IS_NATIVE:
-            low = torchsmith.compile(model, inputs=args, kwarg_inputs=kwargs, enabled_precisions={F32, BF16}, require_full_compilation=True)
+            low = torchsmith.compile(
+                model, inputs=args, kwarg_inputs=kwargs, enabled_precisions={F32, BF16}, require_full_compilation=True
+            )
             given = low(*args, **kwargs)
             rounded = pytree.tree_map_only(Tensor, lambda t: t.to(BF16) if t.is_floating_point() else t, (args, kwargs))
             eager = copy.deepcopy(model).to(BF16)(*rounded[0], **rounded[1])
@@ -91,7 +109,9 @@ BF16_IS_NATIVE = {"avx512_bf16", "amx_bf16"} & set(this_cpu().features)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenetv3_large_100", "resnet18", "levit_128s", "vit_tiny_patch16_224", "convnext_atto", "inception_v3"])
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_large_100", "resnet18", "levit_128s", "vit_tiny_patch16_224", "convnext_atto", "inception_v3"]
+)
 def test_no_pass_changes_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERIFY", "2")
     model, args, kwargs = MODELS[name]()

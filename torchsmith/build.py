@@ -60,7 +60,9 @@ def build(
         try:
             engine = backend.build(graph, target, config.build)
         except Unsupported as refusal:
-            raise BuildError(f"the {backend.name} backend accepted every node of segment {number} and refused the whole: {refusal}") from refusal
+            raise BuildError(
+                f"the {backend.name} backend accepted every node of segment {number} and refused the whole: {refusal}"
+            ) from refusal
         engines.append(BuiltEngine(segment, graph, engine, precision, time.perf_counter() - started))
     return Built(splice(partitioned.program, [_splicing(e, backend) for e in engines]), tuple(engines))
 

@@ -59,7 +59,9 @@ def compile(
     config = Config.from_options(**options)
     started = time.perf_counter()
     with debug.road(config) as stage:
-        captured = stage("capture", capture, module, resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs), config.capture)
+        captured = stage(
+            "capture", capture, module, resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs), config.capture
+        )
         backend, target = choose(config.backend, captured.device if device is None else Device.of(device).torch)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
         partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)

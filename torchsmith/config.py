@@ -108,9 +108,8 @@ def _read(f: dataclasses.Field[Any], value: Any) -> Any:
         return frozenset(op if isinstance(op, str) else str(op) for op in value)
     if isinstance(f.default, bool) and not isinstance(value, bool):
         raise InvalidOption(f"{f.name}={value!r}; it takes True or False")
-    if isinstance(f.default, int) and not isinstance(f.default, bool):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InvalidOption(f"{f.name}={value!r}; it takes a whole number that is not negative")
+    if type(f.default) is int and (type(value) is not int or value < 0):
+        raise InvalidOption(f"{f.name}={value!r}; it takes a whole number that is not negative")
     return value
 
 
@@ -125,5 +124,7 @@ def _precisions(value: Any) -> frozenset[torch.dtype]:
     usable = {torch.float32, torch.float16, torch.bfloat16}
     if refused := read - usable:
         names = ", ".join(sorted(str(p) for p in refused))
-        raise InvalidOption(f"enabled_precisions has {names}; this version computes in torch.float32, torch.float16 and torch.bfloat16")
+        raise InvalidOption(
+            f"enabled_precisions has {names}; this version computes in torch.float32, torch.float16 and torch.bfloat16"
+        )
     return read

@@ -10,7 +10,7 @@ import torch
 from torchsmith.errors import InvalidOption
 
 
-class dtype(Enum):  # noqa: N801 - the public name of Torch-TensorRT
+class dtype(Enum):
     """An element type. Every member has the matching `torch.dtype` as its `.torch`."""
 
     b = torch.bool

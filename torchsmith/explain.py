@@ -54,7 +54,16 @@ class Explanation:
                 table.add_column(column, justify="right" if column in ("#", "ops", "MiB", "built in") else "left", overflow="fold")
             for number, s in enumerate(self.segments):
                 size, seconds = f"{s['engine_bytes'] / 2**20:.1f}", f"{s['seconds']:.2f} s"
-                row = (str(number), s["backend"], s["precision"], str(s["ops"]), _lines(s["inputs"]), _lines(s["outputs"]), size, seconds)
+                row = (
+                    str(number),
+                    s["backend"],
+                    s["precision"],
+                    str(s["ops"]),
+                    _lines(s["inputs"]),
+                    _lines(s["outputs"]),
+                    size,
+                    seconds,
+                )
                 table.add_row(*map(Text, row))
             parts.append(table)
         if self.refusals:

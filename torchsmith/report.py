@@ -15,7 +15,9 @@ from torchsmith.target import Target
 from torchsmith.version import __version__
 
 
-def report(partitioned: Partitioned, built: Built, backend: Backend, target: Target, config: Config, seconds: float) -> dict[str, Any]:
+def report(
+    partitioned: Partitioned, built: Built, backend: Backend, target: Target, config: Config, seconds: float
+) -> dict[str, Any]:
     """seconds: the whole compilation's wall time."""
     inside = sum(len(e.segment.nodes) for e in built.engines)
     return {
@@ -47,7 +49,11 @@ def _flat(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        flat.update({g.name: getattr(value, g.name) for g in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else {f.name: value})
+        flat.update(
+            {g.name: getattr(value, g.name) for g in dataclasses.fields(value)}
+            if dataclasses.is_dataclass(value)
+            else {f.name: value}
+        )
     return flat
 
 

@@ -40,6 +40,7 @@ def test_the_call_around_an_engine_is_a_small_part() -> None:
 
 def test_the_overhead_of_a_hybrid_is_refused() -> None:
     x = torch.randn(1, 16)
-    fast = torchsmith.compile(nn.Linear(16, 4).eval(), inputs=[x], min_block_size=50)
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+    fast = torchsmith.compile(net.eval(), inputs=[x], min_block_size=1, torch_executed_ops={"aten.relu"})
     with pytest.raises(InvalidInput, match="a module of one engine and nothing else"):
         call_overhead(fast, x)

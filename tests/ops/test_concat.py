@@ -37,7 +37,12 @@ def test_along_a_dynamic_dimension() -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: F.pixel_shuffle(x, 2), lambda x: F.pixel_unshuffle(x, 3), lambda x: F.channel_shuffle(x, 4), lambda x: torch.roll(x, 5)],
+    [
+        lambda x: F.pixel_shuffle(x, 2),
+        lambda x: F.pixel_unshuffle(x, 3),
+        lambda x: F.channel_shuffle(x, 4),
+        lambda x: torch.roll(x, 5),
+    ],
 )
 def test_shuffles(function: Callable[[Tensor], Tensor]) -> None:
     OpCase(function, rand(2, 8, 3, 6), dynamic=[(0, 0)] if "roll" not in function.__code__.co_names else []).accepted()

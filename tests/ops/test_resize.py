@@ -9,7 +9,13 @@ import torch.nn.functional as F
 
 from torchsmith.testing.op_case import OpCase, rand
 
-SIZES: list[dict[str, Any]] = [{"size": (9, 11)}, {"size": (3, 2)}, {"scale_factor": 2}, {"scale_factor": 1.7}, {"scale_factor": 0.4}]
+SIZES: list[dict[str, Any]] = [
+    {"size": (9, 11)},
+    {"size": (3, 2)},
+    {"scale_factor": 2},
+    {"scale_factor": 1.7},
+    {"scale_factor": 0.4},
+]
 
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic"])

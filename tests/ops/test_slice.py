@@ -36,7 +36,13 @@ def test_accepted(name: str) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: x[:, :-1], lambda x: x[:, 1:], lambda x: x[:, -1], lambda x: x[:, x.shape[1] - 1], lambda x: x[:, : x.shape[1] // 2 + 1]],
+    [
+        lambda x: x[:, :-1],
+        lambda x: x[:, 1:],
+        lambda x: x[:, -1],
+        lambda x: x[:, x.shape[1] - 1],
+        lambda x: x[:, : x.shape[1] // 2 + 1],
+    ],
 )
 def test_along_a_dynamic_dimension(function: Callable[[Tensor], Tensor]) -> None:
     OpCase(function, rand(2, 7, 5), dynamic=[(0, 1)], least=3).accepted()

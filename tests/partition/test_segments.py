@@ -89,12 +89,14 @@ def test_the_user_keeps_an_op_in_pytorch_by_any_of_its_names(name: str) -> None:
 
 def test_full_compilation_lists_what_is_in_its_way() -> None:
     program = exported(lambda x: torch.relu(torch.tanh(x)), torch.rand(3))
-    with pytest.raises(FullCompilationRequired, match="1 ops would stay in PyTorch:\n  aten.tanh.default: no tanh here"):
+    with pytest.raises(FullCompilationRequired, match=r"1 ops would stay in PyTorch:\n  aten\.tanh\.default: no tanh here"):
         partition(program, refuses("tanh"), PartitionConfig(require_full_compilation=True))
 
 
 def test_a_segment_that_sees_no_symbol_is_given_an_input_that_shows_it() -> None:
-    program = exported(lambda x: torch.relu(torch.tanh(x.reshape(-1))), torch.rand(8, 3), dynamic_shapes=(({0: Dim("n", max=32)},),))
+    program = exported(
+        lambda x: torch.relu(torch.tanh(x.reshape(-1))), torch.rand(8, 3), dynamic_shapes=(({0: Dim("n", max=32)},),)
+    )
     result = partition(program, refuses("tanh"), EACH)
     inputs = {n.name for n in result.segments[-1].inputs}
     assert "tanh" in inputs and len(inputs) == 2  # the program's own input shows n

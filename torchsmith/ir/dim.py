@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import sympy
 from torch import SymInt
@@ -15,8 +15,8 @@ from torch.utils._sympy.functions import Min as SymMin
 
 from torchsmith.errors import Unsupported
 
-Dim = Union[int, sympy.Expr]
-Shape = tuple[Dim, ...]
+Dim: TypeAlias = "int | sympy.Expr"
+Shape: TypeAlias = "tuple[Dim, ...]"
 
 
 def symbol(name: str) -> sympy.Symbol:

@@ -23,8 +23,8 @@ def bind_symbols(graph: Graph, inputs: Sequence[Tensor]) -> dict[str, int]:
             if not isinstance(wanted, int) and wanted.is_Symbol:
                 env.setdefault(str(wanted), size)
     for value, tensor in zip(graph.inputs, inputs, strict=True):
-        if bind(value.type.shape, env) != tuple(tensor.shape):
-            raise InvalidInput(f"{value.name} is {value.type}, with {env} that is {bind(value.type.shape, env)}; it got {tuple(tensor.shape)}")
+        if (wanted := bind(value.type.shape, env)) != tuple(tensor.shape):
+            raise InvalidInput(f"{value.name} is {value.type}, with {env} that is {wanted}; it got {tuple(tensor.shape)}")
     return env
 
 

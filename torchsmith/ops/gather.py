@@ -75,7 +75,9 @@ def wrapped(index: Value, size: Any) -> Value:
 
 
 @converter(aten.embedding.default)
-def embedding(weight: Value, indices: Value, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False) -> Value:
+def embedding(
+    weight: Value, indices: Value, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Value:
     return Gather(0)(weight, indices)
 
 

@@ -45,7 +45,9 @@ class Resize(Op):
         corners = self.align_corners if self.mode in ("linear", "cubic") else None
         if self.scales is None:
             return torch.nn.functional.interpolate(x, size=list(self.size), mode=mode, align_corners=corners)
-        return torch.nn.functional.interpolate(x, scale_factor=list(self.scales), mode=mode, align_corners=corners, recompute_scale_factor=False)
+        return torch.nn.functional.interpolate(
+            x, scale_factor=list(self.scales), mode=mode, align_corners=corners, recompute_scale_factor=False
+        )
 
 
 def _resized(x: Value, mode: str, align_corners: bool, scales: list[float | None] | None) -> Value:
@@ -57,12 +59,12 @@ def _resized(x: Value, mode: str, align_corners: bool, scales: list[float | None
 
 
 @converter(aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec)
-def nearest_vec(x: Value, output_size: object, scale_factors: list[float] | None) -> Value:
+def nearest_vec(x: Value, output_size: object, scale_factors: list[float | None] | None) -> Value:
     return _resized(x, "nearest", False, scale_factors)
 
 
 @converter(aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec)
-def nearest_exact_vec(x: Value, output_size: object, scale_factors: list[float] | None) -> Value:
+def nearest_exact_vec(x: Value, output_size: object, scale_factors: list[float | None] | None) -> Value:
     return _resized(x, "nearest-exact", False, scale_factors)
 
 
@@ -72,7 +74,7 @@ def nearest(x: Value, output_size: object, *scales: float | None) -> Value:
 
 
 @converter(aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec)
-def linear_vec(x: Value, output_size: object, align_corners: bool, scale_factors: list[float] | None) -> Value:
+def linear_vec(x: Value, output_size: object, align_corners: bool, scale_factors: list[float | None] | None) -> Value:
     return _resized(x, "linear", align_corners, scale_factors)
 
 
@@ -82,7 +84,7 @@ def linear(x: Value, output_size: object, align_corners: bool, *scales: float | 
 
 
 @converter(aten.upsample_bicubic2d.vec)
-def cubic_vec(x: Value, output_size: object, align_corners: bool, scale_factors: list[float] | None) -> Value:
+def cubic_vec(x: Value, output_size: object, align_corners: bool, scale_factors: list[float | None] | None) -> Value:
     return _resized(x, "cubic", align_corners, scale_factors)
 
 

@@ -102,7 +102,9 @@ def scatter_add(x: Value, dim: int, index: Value, src: Value) -> Value:
 @converter(aten.scatter_reduce.two)
 def scatter_reduce(x: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True) -> Value:
     if reduce == "mean" or not include_self:
-        raise Unsupported(f"scatter_reduce(reduce={reduce!r}, include_self={include_self}); it takes sums, products and extremes with self")
+        raise Unsupported(
+            f"scatter_reduce(reduce={reduce!r}, include_self={include_self}); it takes sums, products and extremes with self"
+        )
     return _scatter(x, dim, index, src, reduce)
 
 
@@ -127,7 +129,11 @@ def index_put(x: Value, indices: list[Value | None], values: Value, accumulate: 
     n, front = len(shape), dims[0]
     # values are shaped as x[indices]: the dimensions before the indexed ones come first there
     seen = expanded(cast(values, x.type.dtype), (*others[:front], *shape, *others[front:]))
-    seen = permuted(seen, [*range(front, front + n), *range(front), *range(front + n, front + n + len(others) - front)]) if seen.type.rank else seen
+    seen = (
+        permuted(seen, [*range(front, front + n), *range(front), *range(front + n, front + n + len(others) - front)])
+        if seen.type.rank
+        else seen
+    )
     put = ScatterRows(accumulate)(flat, reshaped(row, (product(shape),)), reshaped(seen, (product(shape), *others)))
     order = dims + rest
     back = [order.index(d) for d in range(x.type.rank)]

@@ -91,7 +91,14 @@ def select(x: Value, dim: int, index: Dim) -> Value:
     return reshaped(sliced(x, dim, first, simplify(first + 1)), expected().shape)
 
 
-@converter(aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.tensor_split.sections, aten.unsafe_split.Tensor)
+@converter(
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.split.sizes,
+    aten.chunk.default,
+    aten.tensor_split.sections,
+    aten.unsafe_split.Tensor,
+)
 def split(x: Value, sizes: object, dim: int = 0) -> tuple[Value, ...]:
     parts = [t.shape[dim] for t in current().expected]
     ends = [total(parts[: i + 1]) for i in range(len(parts))]

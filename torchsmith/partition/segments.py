@@ -169,7 +169,12 @@ def _carriers(program: ExportedProgram, nodes: list[fx.Node], inputs: list[fx.No
     users = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     chosen = []
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in users and isinstance(node.meta.get("val"), Tensor) and plain(node) & (needed - known):
+        if (
+            node.op == "placeholder"
+            and node.name in users
+            and isinstance(node.meta.get("val"), Tensor)
+            and plain(node) & (needed - known)
+        ):
             known |= plain(node)
             chosen.append(node)
     return chosen

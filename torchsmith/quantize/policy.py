@@ -25,10 +25,13 @@ ROLES: dict[str, Role] = {
 # Families whose functions differ: those that follow.
 FOLLOWING: dict[str, frozenset[str]] = {
     "Unary": frozenset(
-        "abs neg relu sigmoid tanh silu hardswish hardsigmoid mish erf sign ceil floor round trunc isnan isinf isfinite".split()
+        {
+            *("abs", "neg", "sign", "ceil", "floor", "round", "trunc", "isnan", "isinf", "isfinite"),
+            *("relu", "sigmoid", "tanh", "silu", "hardswish", "hardsigmoid", "mish", "erf"),
+        }
     ),
-    "Binary": frozenset("add sub mul maximum minimum fmax fmin".split()),
-    "Reduce": frozenset("mean max min all any".split()),
+    "Binary": frozenset(["add", "sub", "mul", "maximum", "minimum", "fmax", "fmin"]),
+    "Reduce": frozenset(["mean", "max", "min", "all", "any"]),
 }
 
 

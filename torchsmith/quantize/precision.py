@@ -54,7 +54,9 @@ def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
         def as_dtype(value: Value, wanted: torch.dtype) -> Value:
             if (value, wanted) not in casts:
                 tensor = builder.constants.get(value)
-                casts[value, wanted] = cast(value, wanted) if tensor is None else builder.constant(_saturated(tensor, wanted), value.name)
+                casts[value, wanted] = (
+                    cast(value, wanted) if tensor is None else builder.constant(_saturated(tensor, wanted), value.name)
+                )
             return casts[value, wanted]
 
         for node in graph.nodes:

@@ -21,7 +21,7 @@ def relative_error(given: Tensor, reference: Tensor) -> float:
     if not torch.equal(a[odd].nan_to_num(nan=1.5), b[odd].nan_to_num(nan=1.5)):
         return float("inf")
     a, b = a[~odd], b[~odd]
-    distance, size = torch.linalg.vector_norm(a - b).item(), torch.linalg.vector_norm(b).item()
+    distance, size = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(b))
     return distance / size if size else distance
 
 

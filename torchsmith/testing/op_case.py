@@ -1,7 +1,7 @@
 """One op, from a user's call through export, conversion, interpreter and engines, against float64 PyTorch.
 
-    OpCase(lambda x: torch.softmax(x, 1), rand(2, 5)).accepted()
-    OpCase(lambda x: torch.softmax(x, 1, dtype=torch.float64), rand(2, 5)).refused(why="float64", on="openvino")
+OpCase(lambda x: torch.softmax(x, 1), rand(2, 5)).accepted()
+OpCase(lambda x: torch.softmax(x, 1, dtype=torch.float64), rand(2, 5)).refused(why="float64", on="openvino")
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The road, one stage a call, for tests:
 
-    Pipeline(Net(), x).capture().lower().partition().build("openvino").matches()
+Pipeline(Net(), x).capture().lower().partition().build("openvino").matches()
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from torchsmith.testing.compare import check_close, doubled, relative_error
 class Pipeline:
     """Takes a module down the road. Every stage keeps its value: `.captured`, `.lowered`, `.partitioned`, `.built`, `.module`."""
 
-    def __init__(self, module: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, backend: str = "openvino", **options: Any) -> None:
+    def __init__(
+        self, module: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, backend: str = "openvino", **options: Any
+    ) -> None:
         options.setdefault("min_block_size", 1)
         self.original, self.inputs, self.kwargs = module, inputs, dict(kwargs or {})
         self.config, self.backend_name = Config.from_options(**options), backend
@@ -45,13 +47,17 @@ class Pipeline:
 
     def partition(self) -> Pipeline:
         backend = backends.get(self.backend_name)
-        self.partitioned: Partitioned = partition(self.lowered.program, lambda n: backend.refuses(n, self.target), self.config.partition)
+        self.partitioned: Partitioned = partition(
+            self.lowered.program, lambda n: backend.refuses(n, self.target), self.config.partition
+        )
         return self
 
     def build(self, backend: str | None = None) -> Pipeline:
         chosen = backends.get(backend or self.backend_name)
         self.built = build(self.partitioned, chosen, self.target, self.config)
-        self.module = CompiledModule(self.built.program, report(self.partitioned, self.built, chosen, self.target, self.config, 0.0))
+        self.module = CompiledModule(
+            self.built.program, report(self.partitioned, self.built, chosen, self.target, self.config, 0.0)
+        )
         return self
 
     def whole(self) -> Pipeline:
@@ -82,7 +88,11 @@ class Pipeline:
             reference = copy.deepcopy(self.original).double()(*doubled(self.inputs), **doubled(self.kwargs))
             sides = self.module(*self.inputs, **self.kwargs), self.original(*self.inputs, **self.kwargs)
         ours, theirs = (
-            max(relative_error(a, b) for a, b in zip(pytree.tree_leaves(side), pytree.tree_leaves(reference)) if isinstance(b, Tensor))
+            max(
+                relative_error(a, b)
+                for a, b in zip(pytree.tree_leaves(side), pytree.tree_leaves(reference))
+                if isinstance(b, Tensor)
+            )
             for side in sides
         )
         return ours, theirs

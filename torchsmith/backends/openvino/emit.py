@@ -96,7 +96,9 @@ class Emission:
         for value, output in zip(node.outputs, given if isinstance(given, tuple) else (given,), strict=True):
             output = as_output(output)
             assert output.get_element_type() == element_type(value.type.dtype), f"{node}: {value.type}, OpenVINO gives {output}"
-            assert output.get_partial_shape().compatible(self.partial_shape(value.type)), f"{node}: {value.type}, OpenVINO gives {output}"
+            assert output.get_partial_shape().compatible(self.partial_shape(value.type)), (
+                f"{node}: {value.type}, OpenVINO gives {output}"
+            )
             self.outputs[value] = output
 
     def parameter(self, value: Value) -> ov.Node:
@@ -186,9 +188,17 @@ def emit(graph: Graph) -> ov.Model:
 
 def refuses(node: Node, ranges: dict[str, tuple[int, int | None]]) -> str | None:
     """Why OpenVINO cannot take the node, or None: asked by emitting it alone."""
-    symbols = {str(s) for v in (*node.inputs, *node.outputs) for size in v.type.shape if isinstance(size, sympy.Expr) for s in size.free_symbols}
+    symbols = {
+        str(s)
+        for v in (*node.inputs, *node.outputs)
+        for size in v.type.shape
+        if isinstance(size, sympy.Expr)
+        for s in size.free_symbols
+    }
     symbols |= node.op.symbols()
-    carrier = Value("sizes", TensorType(tuple(sympy.Symbol(s, integer=True, positive=True) for s in sorted(symbols)), torch.float32))
+    carrier = Value(
+        "sizes", TensorType(tuple(sympy.Symbol(s, integer=True, positive=True) for s in sorted(symbols)), torch.float32)
+    )
     graph = Graph((*dict.fromkeys(node.inputs), carrier), (node,), node.outputs, {}, {s: ranges.get(s, (0, None)) for s in symbols})
     try:
         emit(graph)

@@ -30,4 +30,6 @@ def resize(e: Emission, op: Resize, x: ov.Output) -> Any:
         by, how = e.sizes(op.size), "sizes"
     else:
         by, how = ops.constant(np.array(op.scales, dtype=np.float32)).output(0), "scales"
-    return ops.interpolate(x, by, mode, how, coordinate_transformation_mode=places, nearest_mode=rounding, cube_coeff=-0.75, axes=axes)
+    return ops.interpolate(
+        x, by, mode, how, coordinate_transformation_mode=places, nearest_mode=rounding, cube_coeff=-0.75, axes=axes
+    )

@@ -1,0 +1,165 @@
+"""`torchsmith inspect`: what is in a package, and whether it runs here."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from torchsmith.cli import show
+from torchsmith.errors import BackendUnavailable, EngineMismatch, PackageError
+
+if TYPE_CHECKING:
+    from torchsmith.package.archive import Archive
+    from torchsmith.runtime.plan import Input, Plan
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A package without its engines and weights.
+
+    versions: what wrote it. target: what it was built for. engines: backend, inputs, outputs, precision, ops and bytes of each.
+    inputs, outputs: as the module's caller sees them, with ranges. weights: tensors that stay in PyTorch, in bytes.
+    refusals: see `torchsmith.explain`. why_not: why it cannot run on this machine; empty where it can.
+    """
+
+    file: str
+    bytes: int
+    format: int
+    versions: dict[str, str]
+    target: dict[str, Any]
+    inputs: list[str]
+    outputs: list[str]
+    engines: list[dict[str, Any]]
+    weights: dict[str, int]
+    refusals: list[dict[str, str]]
+    why_not: str
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a package that torchsmith wrote", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="print what is in it as JSON")] = False,
+) -> None:
+    """Show what is in a package, and whether it runs here.
+
+    The whole file is held to its checksums; no engine is loaded and nothing in it is run.
+
+    \b
+    Example:
+      torchsmith inspect b0.pt2
+    """
+    contents = contents_of(file)
+    if json:
+        show.as_json(asdict(contents))
+    else:
+        print_contents(contents)
+
+
+def contents_of(file: Path) -> Contents:
+    """Raises PackageError where the file is damaged or foreign, as `load` does."""
+    from torchsmith.package.archive import read_archive
+
+    archive = read_archive(str(file))
+    header, report = archive.header, archive.header["report"]
+    plan, why_not = plan_for_here(archive)
+    return Contents(
+        file=str(file),
+        bytes=file.stat().st_size,
+        format=header["format"],
+        versions={"torchsmith": header["torchsmith"], "torch": header["torch"], **{k: v for k, v in header["backends"].items() if v}},
+        target=header["target"],
+        inputs=[describe_input(i, plan) for i in plan.inputs] if plan else [],
+        outputs=describe_outputs(plan) if plan else [],
+        engines=report["segments"],
+        weights={name: archive.entries[header["tensors"][name]["entry"]].numel() for name in plan.tensors} if plan else {},
+        refusals=report["refusals"],
+        why_not=why_not,
+    )
+
+
+def plan_for_here(archive: Archive) -> tuple[Plan | None, str]:
+    """The plan, as far as this process knows its ops, and why it cannot run here."""
+    from torchsmith import backends
+    from torchsmith.package.load import check_target
+    from torchsmith.package.plans import plan_from_json
+
+    try:
+        plan = plan_from_json(archive.header["plan"])
+    except PackageError as problem:
+        return None, str(problem)
+    try:
+        check_target(plan, archive.header["target"])
+        for call in plan.engine_calls:
+            backends.get(call.spec.backend)
+    except (EngineMismatch, BackendUnavailable) as problem:
+        return plan, str(problem)
+    return plan, ""
+
+
+def describe_input(given: Input, plan: Plan) -> str:
+    """ "x: float32[s0=1..16, 3, 224, 224] on cpu", or the value that was compiled in."""
+    from torchsmith.runtime.plan import ConstantInput, SizeInput
+
+    def size(dim: int | str) -> str:
+        if dim not in plan.symbols:
+            return str(dim)
+        least, most = plan.symbols[str(dim)]
+        return f"{dim}={least}..{'' if most is None else most}"
+
+    if isinstance(given, ConstantInput):
+        return f"{given.name}: always {given.value!r}"
+    if isinstance(given, SizeInput):
+        return f"{given.name}: int {size(given.size)}"
+    return f"{given.name}: {tensor(given.dtype, map(size, given.shape))} on {given.device}"
+
+
+def describe_outputs(plan: Plan) -> list[str]:
+    """ "output['logits']: float32[s0, 1000]", or which op of PyTorch's makes it."""
+    from torchsmith.runtime.plan import Call, EngineCall, Ref
+
+    steps = {step.out: step for step in plan.body.steps}
+
+    def made(value: Any) -> str:
+        if not isinstance(value, Ref):
+            return f"always {value!r}"
+        step = steps.get(value.index)
+        if not isinstance(step, Call):
+            return "an input or a weight, as it is"
+        source = steps.get(step.args[0].index) if step.target is operator.getitem and isinstance(step.args[0], Ref) else None
+        if isinstance(source, EngineCall):
+            spec = source.spec.outputs[step.args[1]]
+            return tensor(spec.dtype, map(str, spec.shape))
+        return f"made in PyTorch by {getattr(step.target, '__name__', step.target)}"
+
+    paths = plan.nested_output.paths("output")
+    return [f"{path}: {made(value)}" for path, value in zip(paths, plan.outputs, strict=True)]
+
+
+def tensor(dtype: Any, sizes: Iterable[str]) -> str:
+    return f"{str(dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
+
+
+def print_contents(contents: Contents) -> None:
+    from torchsmith.target import Target
+
+    in_torch, of = len(contents.refusals), sum(engine["ops"] for engine in contents.engines) + len(contents.refusals)
+    rows = [
+        ("file", f"{contents.file}, {show.size(contents.bytes)}, format {contents.format}, checksums right"),
+        ("written by", ", ".join(f"{name} {version}" for name, version in contents.versions.items())),
+        ("built for", str(Target.from_json(contents.target))),
+        *(("input", text) for text in contents.inputs),
+        *(("output", text) for text in contents.outputs),
+        *((f"engine {number}", engine_line(engine)) for number, engine in enumerate(contents.engines)),
+        ("in PyTorch", f"{in_torch} of {of} ops" + (f"; `torchsmith explain {contents.file}` says why" if in_torch else "")),
+        ("weights there", f"{len(contents.weights)} tensors, {show.size(sum(contents.weights.values()))}"),
+    ]
+    here = f"no: {contents.why_not}" if contents.why_not else "yes"
+    show.facts([*((title, text, "") for title, text in rows), ("runs here", here, "red" if contents.why_not else "green")])
+
+
+def engine_line(engine: dict[str, Any]) -> str:
+    return f"{engine['backend']}, {engine['precision']}, {engine['ops']} ops, {show.size(engine['engine_bytes'])}"
