@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -24,7 +24,7 @@ from torchsmith.ops.reshape import reshaped
 from torchsmith.ops.where import Where
 
 aten = torch.ops.aten
-Start = Dim | float
+Start: TypeAlias = "Dim | float"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from typing import TypeAlias
-
 import sympy
 import torch
 
