@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,11 @@ class Builder:
         value = Value(self._name(name), type_of(tensor))
         self.constants[value] = tensor.detach()
         return value
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Give these names to no new value; they belong to values that are added as they are."""
+        for name in names:
+            self._names.setdefault(name, 1)
 
     def add(self, op: Op, *inputs: Value) -> Any:
         for value in inputs:
