@@ -19,12 +19,12 @@ from torchsmith.inputs import ExampleInputs
 _SIZE = re.compile(r"(\w+) = (L\[.*?\.size\(\)\[\d+\])")  # `b = L['x'].size()[0]`, as torch names a dimension
 
 
-def check_call(module: nn.Module, traced: nn.Module, inputs: ExampleInputs) -> None:
-    """Raise InvalidInput where the inputs do not match the parameters of `forward`."""
+def check_call(module: nn.Module, traced: nn.Module, inputs: ExampleInputs) -> inspect.Signature | None:
+    """The signature of `forward`, None where it has none. Raises InvalidInput where the inputs do not match it."""
     try:
         signature = inspect.signature(traced.forward)
     except (TypeError, ValueError):  # a forward without a signature: let the call itself tell
-        return
+        return None
     try:
         signature.bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
@@ -33,6 +33,7 @@ def check_call(module: nn.Module, traced: nn.Module, inputs: ExampleInputs) -> N
             f"{_name(module)}.forward({names}) does not take these inputs: {error}; "
             "give one input per argument, those by name in kwarg_inputs"
         ) from None
+    return signature
 
 
 def ties(error: Exception, inputs: ExampleInputs, known: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import inspect
 import io
 import logging
 import re
@@ -35,12 +35,14 @@ _LOCK = threading.Lock()  # export patches globals of torch's; one at a time
 class Captured:
     """A model as an exported program, in torch.export's own dialect and not yet decomposed.
 
-    program: its graph is ours to change; its parameters, buffers and constants are the user's tensors, never to be written to.
-    inputs: what it was traced with; None for an ExportedProgram that came without.
+    program: not to be changed; it may be the user's own, and its parameters, buffers and constants are the user's tensors.
+    inputs: what it was traced with; None for an ExportedProgram that came without. signature: the model's `forward`'s, where
+    it has one.
     """
 
     program: ExportedProgram
     inputs: ExampleInputs | None = None
+    signature: inspect.Signature | None = None
 
     @property
     def device(self) -> torch.device:
@@ -72,10 +74,10 @@ def capture(module: Any, inputs: ExampleInputs | None = None, config: CaptureCon
     module = _accepted(module)
     inputs = inputs.on(device_of(module))
     traced = traceable(module)
-    diagnose.check_call(module, traced, inputs)
+    signature = diagnose.check_call(module, traced, inputs)
     program = export(traced, inputs, config.strict and not isinstance(module, torch.jit.ScriptModule), module)
     check_inference(program, traced.training)
-    return Captured(program, inputs)
+    return Captured(program, inputs, signature)
 
 
 def traceable(module: nn.Module) -> nn.Module:
@@ -189,7 +191,7 @@ def _accepted(module: Any) -> nn.Module:
 
 
 def _captured_already(program: ExportedProgram, inputs: ExampleInputs) -> Captured:
-    """An exported program with a graph of our own. Raises InvalidInput where inputs were given that it does not take."""
+    """The user's own exported program. Raises InvalidInput where inputs were given that it does not take."""
     check_inference(program, training=True)
     given = inputs.args or inputs.kwargs
     if given:
@@ -198,18 +200,4 @@ def _captured_already(program: ExportedProgram, inputs: ExampleInputs) -> Captur
                 raise InvalidInput(
                     f"the exported program does not take these inputs: {reason}; leave `inputs` out, or export it for them"
                 )
-    graph = copy.deepcopy(program.graph)
-    for old, new in zip(program.graph.nodes, graph.nodes, strict=True):
-        new.name = old.name  # copying renames what is called like a builtin, such as `input`
-    private = ExportedProgram(
-        root=copy.deepcopy(program.graph_module),
-        graph=graph,
-        graph_signature=copy.deepcopy(program.graph_signature),
-        state_dict=dict(program.state_dict),
-        range_constraints=dict(program.range_constraints),
-        module_call_graph=copy.deepcopy(program.module_call_graph),
-        example_inputs=program.example_inputs,
-        constants=dict(program.constants),
-        verifiers=program.verifiers,
-    )
-    return Captured(private, inputs if given else None)
+    return Captured(program, inputs if given else None)
