@@ -151,7 +151,7 @@ def spread(report: Report) -> float:
 
 
 def _case_table(report: Report, model: str, batch: int) -> list[Table | Text]:
-    """One table, and a line below it for each side that was not timed."""
+    """One table, and below it why sides were not timed, and what became of the model in torchsmith."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -186,8 +186,12 @@ def _case_table(report: Report, model: str, batch: int) -> list[Table | Text]:
                 cells = _cells(report, row)[: len(titles)]
                 made.add_row(f"{side} {precision}", *cells, style="bold green" if side == SUBJECT else None)
         made.add_section()
-    left_out = [Text(f"  {row.side} {row.precision}: {row.why}", "dim" if row.error is None else "red") for row in rows if row.why]
-    return [made, *left_out, Text()]
+    below = [Text(f"  {row.side} {row.precision}: {row.why}", "dim" if row.error is None else "red") for row in rows if row.why]
+    # what became of the model decides how its times are to be read: ops left in PyTorch are PyTorch's
+    below += [
+        Text(f"  {SUBJECT}: {note}", "dim") for note in dict.fromkeys(row.note for row in rows if row.side == SUBJECT and row.note)
+    ]
+    return [made, *below, Text()]
 
 
 def _cells(report: Report, row: Row) -> list[str]:
