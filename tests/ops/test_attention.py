@@ -87,6 +87,12 @@ def test_multihead_attention() -> None:
     assert "aten._native_multi_head_attention.default" not in names
 
 
+def test_no_elements() -> None:
+    q, k, v = tensors(keys=1)
+    case = OpCase(lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :, 1:], v[:, :, 1:]), q, k, v)
+    case.refused(why="tensors without elements", on="openvino")
+
+
 def test_dropout_is_refused() -> None:
     OpCase(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=0.5), *tensors()).refused(why="dropout_p=0.5")
 

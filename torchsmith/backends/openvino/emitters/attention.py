@@ -13,11 +13,13 @@ import openvino.opset15 as ops
 import torch
 
 from torchsmith.backends.openvino.emit import Emission, emitter
+from torchsmith.backends.openvino.emitters._empty import refuse_empty
 from torchsmith.ops.attention import Attention
 
 
 @emitter(Attention)
 def attention(e: Emission, op: Attention, query: ov.Output, key: ov.Output, value: ov.Output, mask: ov.Output | None = None) -> Any:
+    refuse_empty(e)
     scores = ops.matmul(_scaled(e, query, op.scale), key, False, True)
     if op.causal:
         rows, columns = e.node.inputs[0].type.shape[-2], e.node.inputs[1].type.shape[-2]
