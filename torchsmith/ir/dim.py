@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import sympy
 from torch import SymInt
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
 from torch.utils._sympy.functions import Max as SymMax
 from torch.utils._sympy.functions import Min as SymMin
 
@@ -17,6 +17,11 @@ from torchsmith.errors import Unsupported
 
 Dim: TypeAlias = "int | sympy.Expr"
 Shape: TypeAlias = "tuple[Dim, ...]"
+
+# What sizes are made of: everything here can be written as text, and read back by `parse`.
+_UNDERSTOOD = (
+    sympy.Integer, sympy.Symbol, sympy.Add, sympy.Mul, sympy.Pow, FloorDiv, CleanDiv, Mod, PythonMod, SymMax, SymMin,
+)  # fmt: skip
 
 
 def symbol(name: str) -> sympy.Symbol:
@@ -32,7 +37,16 @@ def dim_of(size: int | SymInt | sympy.Expr) -> Dim:
     unbacked = sorted(s.name for s in size.free_symbols if s.name.startswith(("u", "zuf")))
     if unbacked:
         raise Unsupported(f"a size depends on the data ({', '.join(unbacked)}), and engines take sizes from shapes alone")
-    return simplify(size.xreplace({s: symbol(s.name) for s in size.free_symbols}))
+    renamed = simplify(size.xreplace({s: symbol(s.name) for s in size.free_symbols}))
+    if stranger := foreign(renamed):
+        raise Unsupported(f"a size is {renamed}, and engines know no {stranger} in sizes")
+    return renamed
+
+
+def foreign(size: Dim) -> str | None:
+    """The name of a function in the size that engines do not know; None where there is none."""
+    parts = () if isinstance(size, int) else sympy.preorder_traversal(size)
+    return next((type(part).__name__ for part in parts if not isinstance(part, _UNDERSTOOD)), None)
 
 
 def simplify(size: Dim) -> Dim:
@@ -102,8 +116,10 @@ def broadcast(*shapes: Shape) -> Shape:
     return tuple(out)
 
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: floordiv, ast.Pow: operator.pow}
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: floordiv, ast.Mod: Mod}
 _FUNCTIONS = {"Max": SymMax, "Min": SymMin, "Mod": Mod, "PythonMod": Mod, "FloorDiv": FloorDiv, "CleanDiv": FloorDiv}
+# Longer texts, and higher powers, are made to exhaust whoever reads them.
+_MAX_LENGTH, _MAX_POWER = 4096, 8
 
 
 def parse(text: str) -> Dim:
@@ -118,10 +134,19 @@ def parse(text: str) -> Dim:
             return -read(node.operand)
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](read(node.left), read(node.right))
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
-            return Mod(read(node.left), read(node.right))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _is_power(node.right):
+            return read(node.left) ** read(node.right)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords:
             return _FUNCTIONS[node.func.id](*map(read, node.args))
-        raise ValueError(f"{text!r} is no size: {type(node).__name__} has no meaning in one")
+        raise ValueError(f"{text!r} is no size: {ast.unparse(node)} has no meaning in one")
 
-    return simplify(read(ast.parse(text, mode="eval").body))
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"{text[:40]!r}… is no size: it has {len(text)} characters")
+    try:
+        return simplify(read(ast.parse(text, mode="eval").body))
+    except (SyntaxError, RecursionError, MemoryError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{text!r} is no size: {type(error).__name__}: {error}") from error
+
+
+def _is_power(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) is int and 0 <= node.value <= _MAX_POWER

@@ -19,7 +19,7 @@ def bind_symbols(graph: Graph, inputs: Sequence[Tensor]) -> dict[str, int]:
     for value, tensor in zip(graph.inputs, inputs, strict=True):
         if tensor.dim() != value.type.rank or tensor.dtype != value.type.dtype:
             raise InvalidInput(f"{value.name} is {value.type}; it got {tensor.dtype} of shape {tuple(tensor.shape)}")
-        for wanted, size in zip(value.type.shape, tensor.shape):
+        for wanted, size in zip(value.type.shape, tensor.shape, strict=True):
             if not isinstance(wanted, int) and wanted.is_Symbol:
                 env.setdefault(str(wanted), size)
     for value, tensor in zip(graph.inputs, inputs, strict=True):
@@ -31,7 +31,7 @@ def bind_symbols(graph: Graph, inputs: Sequence[Tensor]) -> dict[str, int]:
 def interpret(graph: Graph, inputs: Sequence[Tensor], observe: Observer | None = None) -> list[Tensor]:
     """The graph's outputs for `inputs`. observe: called with every value that a node gives, in order."""
     env = bind_symbols(graph, inputs)
-    tensors: dict[Value, Tensor] = {**graph.constants, **dict(zip(graph.inputs, inputs))}
+    tensors: dict[Value, Tensor] = {**graph.constants, **dict(zip(graph.inputs, inputs, strict=True))}
     last_use = {value: index for index, node in enumerate(graph.nodes) for value in node.inputs}
     kept = set(graph.outputs)
     for index, node in enumerate(graph.nodes):

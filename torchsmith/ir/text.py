@@ -8,8 +8,10 @@ from typing import Any
 
 import sympy
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from torchsmith.ir.dim import parse
 from torchsmith.ir.graph import Graph, Node, Value
@@ -51,10 +53,16 @@ def to_bytes(graph: Graph) -> bytes:
 
 
 def from_bytes(data: bytes) -> Graph:
-    """Read back what `to_bytes` wrote. Raises ValueError or KeyError for bytes that are no graph."""
-    size = int.from_bytes(data[:8], "little")
-    graph = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["graph"])
-    tensors = load_tensors(data)
+    """Read back what `to_bytes` wrote. The ops in it must have been imported. Raises ValueError for bytes that are no graph."""
+    try:
+        tensors = load_tensors(data)
+        size = int.from_bytes(data[:8], "little")
+        return _graph_in(json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["graph"]), tensors)
+    except (SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"these bytes are no graph: {type(error).__name__}: {error}") from error
+
+
+def _graph_in(graph: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
     constants = {Value(name, TensorType(tuple(t.shape), t.dtype)): t for name, t in tensors.items()}
     inputs = tuple(Value(name, _type_in(*type)) for name, *type in graph["inputs"])
     values = {v.name: v for v in (*constants, *inputs)}

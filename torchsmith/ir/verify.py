@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torchsmith.errors import VerificationError
-from torchsmith.ir.dim import symbols_in
+from torchsmith.errors import Unsupported, VerificationError
+from torchsmith.ir.dim import foreign, symbols_in
 from torchsmith.ir.graph import Graph, Value
 from torchsmith.ir.types import type_of
 
@@ -32,9 +32,13 @@ def _names_are_unique(graph: Graph) -> Iterator[str]:
 
 def _types_hold(graph: Graph) -> Iterator[str]:
     for node in graph.nodes:
-        given = node.op.infer(*(v.type for v in node.inputs))
+        try:
+            given = node.op.infer(*(v.type for v in node.inputs))
+        except Unsupported as refusal:
+            yield f"{node} has inputs {node.inputs}, which it refuses: {refusal}"
+            continue
         types = given if isinstance(given, tuple) else (given,)
-        if len(types) != len(node.outputs) or not all(t.matches(v.type) for t, v in zip(types, node.outputs)):
+        if len(types) != len(node.outputs) or not all(t.matches(v.type) for t, v in zip(types, node.outputs, strict=True)):
             yield f"{node} has outputs {node.outputs}, and infer gives {', '.join(map(str, types))}"
     for value, tensor in graph.constants.items():
         if not type_of(tensor).matches(value.type):
@@ -50,11 +54,19 @@ def _symbols_come_from_inputs(graph: Graph) -> Iterator[str]:
         yield f"symbol {name} has no range"
 
 
+def _sizes_are_known(graph: Graph) -> Iterator[str]:
+    for value in graph.values():
+        for size in value.type.shape:
+            if name := foreign(size):
+                yield f"{value} has a size with {name} in it, which engines do not know"
+
+
 RULES: tuple[Callable[[Graph], Iterator[str]], ...] = (
     _names_are_unique,
     _defined_before_use,
     _types_hold,
     _symbols_come_from_inputs,
+    _sizes_are_known,
 )
 
 
