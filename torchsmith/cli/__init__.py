@@ -11,12 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from torchsmith.cli import show
-from torchsmith.cli.bench import bench
-from torchsmith.cli.compile import compile, explain
-from torchsmith.cli.doctor import doctor
-from torchsmith.cli.inspect import inspect
-from torchsmith.cli.ops import ops
+from torchsmith.cli import bench, compile, doctor, inspect, ops, show
 from torchsmith.errors import TorchsmithError
 from torchsmith.version import __version__
 
@@ -69,7 +64,7 @@ def torchsmith(
     """
 
 
-for command in (compile, bench, explain, inspect, ops, doctor):
+for command in (compile.compile, bench.bench, compile.explain, inspect.inspect, ops.ops, doctor.doctor):
     app.command(command.__name__)(command)
 
 

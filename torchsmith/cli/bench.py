@@ -27,7 +27,12 @@ def bench(
     seed: Annotated[int, typer.Option(help="of the order in which the sides take turns")] = 0,
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", "-o", metavar="FILE", help="also write the report: .json, .md, .png, .svg or .pdf; more than once for several"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="also write the report: .json, .md, .png, .svg or .pdf; more than once for several",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,6 @@ import typer
 from torchsmith.cli import models, show
 from torchsmith.cli.flags import with_compile_flags
 from torchsmith.errors import InvalidOption
-from torchsmith.package.archive import read_header
 
 if TYPE_CHECKING:
     from torchsmith.explain import Explanation
@@ -69,7 +67,8 @@ def explain(
 ) -> None:
     """Show a model's engines, and why other ops stay in PyTorch.
 
-    Each of those is shown with its line in the model's code. A package is asked for its report; anything else is compiled first, and not saved.
+    Each of those is shown with its line in the model's code. A package is asked for its report; anything else is compiled
+    first, and not saved.
 
     \b
     Example:
@@ -85,6 +84,7 @@ def explain(
 def explanation(model: str, given: dict[str, Any], batch: str | None, inputs: list[str] | tuple[()]) -> Explanation:
     import torchsmith
     from torchsmith.explain import Explanation
+    from torchsmith.package.archive import read_header
 
     if models.is_file(model) and models.kind_of(Path(model)) == "package":
         if named := [*given, *["batch"] * (batch is not None), *["input"] * bool(inputs)]:

@@ -10,15 +10,13 @@ import subprocess
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 from torch import nn
 
-from torchsmith import backends
 from torchsmith.cli import show
-from torchsmith.quantize.precision import NATIVE_FEATURES
 from torchsmith.target import this_cpu
 
 if TYPE_CHECKING:
@@ -78,10 +76,14 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="print what was fou
 
 
 def examine() -> Health:
+    from torchsmith import backends
     from torchsmith.bench.machine import this_machine
+    from torchsmith.quantize.precision import NATIVE_FEATURES
 
     machine = this_machine()
-    native = {str(dtype).removeprefix("torch."): bool(features & set(this_cpu().features)) for dtype, features in NATIVE_FEATURES.items()}
+    native = {
+        str(dtype).removeprefix("torch."): bool(features & set(this_cpu().features)) for dtype, features in NATIVE_FEATURES.items()
+    }
     gpus, no_gpu = find_gpus()
     unavailable = {name: importlib.import_module(f"torchsmith.backends.{name}").BACKEND.available() for name in backends.names()}
     precisions = [torch.float32, *(dtype for dtype in NATIVE_FEATURES if native[str(dtype).removeprefix("torch.")])]
@@ -96,7 +98,8 @@ def find_gpus() -> tuple[list[str], str]:
         properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         driver = driver_version()
         return [
-            f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB" + (f", driver {driver}" if driver else "") for p in properties
+            f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB" + (f", driver {driver}" if driver else "")
+            for p in properties
         ], ""
     if torch.version.cuda is None:
         return [], "this PyTorch is built without CUDA"
@@ -111,7 +114,11 @@ def driver_version() -> str:
     if shutil.which("nvidia-smi") is None:
         return ""
     asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=False
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
     )
     return asked.stdout.strip().splitlines()[0] if asked.returncode == 0 and asked.stdout.strip() else ""
 
@@ -133,7 +140,9 @@ class Small(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.features = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.SiLU(), nn.MaxPool2d(2))
+            self.features = nn.Sequential(
+                nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.SiLU(), nn.MaxPool2d(2)
+            )
             self.head = nn.Linear(16, 10)
         self.eval()
 

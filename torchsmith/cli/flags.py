@@ -18,7 +18,10 @@ DEVICE = "where the engines run: cpu, cuda or cuda:0; the default is where the m
 
 
 def with_compile_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose last parameter, `given`, becomes the flags; it is called with those that the user set, as `compile` takes them."""
+    """A command with a flag for every option in the place of its parameter `given`.
+
+    `given` gets the flags that the user set, as `torchsmith.compile` takes them.
+    """
     own = inspect.signature(command, eval_str=True).parameters
     device = inspect.Parameter(
         "device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, typer.Option(help=DEVICE)]
@@ -80,5 +83,5 @@ def _read(value: Any, name: str) -> Any:
 
 
 def names(text: str) -> list[str]:
-    """ "f32, bf16" as a list, each once. """
+    """ "f32, bf16" as a list, each once."""
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -70,7 +70,11 @@ def contents_of(file: Path) -> Contents:
         file=str(file),
         bytes=file.stat().st_size,
         format=header["format"],
-        versions={"torchsmith": header["torchsmith"], "torch": header["torch"], **{k: v for k, v in header["backends"].items() if v}},
+        versions={
+            "torchsmith": header["torchsmith"],
+            "torch": header["torch"],
+            **{k: v for k, v in header["backends"].items() if v},
+        },
         target=header["target"],
         inputs=[describe_input(i, plan) for i in plan.inputs] if plan else [],
         outputs=describe_outputs(plan) if plan else [],
@@ -119,6 +123,8 @@ def describe_input(given: Input, plan: Plan) -> str:
 
 def describe_outputs(plan: Plan) -> list[str]:
     """ "output['logits']: float32[s0, 1000]", or which op of PyTorch's makes it."""
+    from torch._ops import OpOverload
+
     from torchsmith.runtime.plan import Call, EngineCall, Ref
 
     steps = {step.out: step for step in plan.body.steps}
@@ -133,7 +139,7 @@ def describe_outputs(plan: Plan) -> list[str]:
         if isinstance(source, EngineCall):
             spec = source.spec.outputs[step.args[1]]
             return tensor(spec.dtype, map(str, spec.shape))
-        return f"made in PyTorch by {getattr(step.target, '__name__', step.target)}"
+        return f"made in PyTorch by {step.target if isinstance(step.target, OpOverload) else step.target.__name__}"
 
     paths = plan.nested_output.paths("output")
     return [f"{path}: {made(value)}" for path, value in zip(paths, plan.outputs, strict=True)]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchsmith.errors import InvalidInput, InvalidOption
-from torchsmith.package.archive import HEADER, read_header
 
 if TYPE_CHECKING:
     from torchsmith.bench.models import Inputs
@@ -40,7 +39,9 @@ def read(model: str, batch: str | None, inputs: Sequence[str]) -> Given:
     """Make or read the model. Raises InvalidOption and InvalidInput where it cannot be found or its inputs are not known."""
     if is_file(model):
         if batch is not None:
-            raise InvalidOption(f"--batch is for models made by name; the inputs of {model} are described with --input {INPUT_FORM}")
+            raise InvalidOption(
+                f"--batch is for models made by name; the inputs of {model} are described with --input {INPUT_FORM}"
+            )
         return _from_file(Path(model), inputs)
     return _from_name(model, batch, inputs)
 
@@ -76,7 +77,9 @@ def _from_name(model: str, batch: str | None, inputs: Sequence[str]) -> Given:
     with named_models():
         found = load(model)
         if batch is not None and not found.batched:
-            raise InvalidOption(f"{model} does not take a batch size: its function has no parameter `batch`; describe the inputs with --input")
+            raise InvalidOption(
+                f"{model} does not take a batch size: its function has no parameter `batch`; describe the inputs with --input"
+            )
         made = found.module(most)
         if inputs:
             return Given(model, made, *described(inputs))
@@ -116,19 +119,26 @@ def _from_file(path: Path, inputs: Sequence[str]) -> Given:
         return Given(path.name, torch.export.load(path), *(described(inputs) if inputs else (None, {})))
     if kind == "torchscript":
         if not inputs:
-            raise InvalidInput(f"{path} is TorchScript, which does not say what its inputs are; describe each with --input {INPUT_FORM}")
-        return Given(path.name, torch.jit.load(path, map_location="cpu"), *described(inputs))
+            raise InvalidInput(
+                f"{path} is TorchScript, which does not say what its inputs are; describe each with --input {INPUT_FORM}"
+            )
+        script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        return Given(path.name, script, *described(inputs))
     if kind == "checkpoint":
         raise InvalidInput(
-            f"{path} was written by torch.save: it has weights or a pickled object, and no program; write a function that makes the "
-            "model and loads them, and give it as file.py:function"
+            f"{path} was written by torch.save: it has weights or a pickled object, and no program; write a function that makes "
+            "the model and loads them, and give it as file.py:function"
         )
+    from torchsmith.package.archive import read_header
+
     read_header(str(path))  # raises, and says what is wrong with the file
     raise AssertionError(f"{path} is of unknown kind and reads as a package")
 
 
 def kind_of(path: Path) -> str:
     """What a file is, by the names in its archive: "package", "exported", "torchscript", "checkpoint" or "unknown"."""
+    from torchsmith.package.archive import HEADER
+
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}

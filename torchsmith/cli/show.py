@@ -53,7 +53,7 @@ def error(problem: BaseException | str) -> None:
 def warnings_as_sentences() -> Iterator[None]:
     """What users are warned of, in one yellow line; deprecations inside other packages are not for them."""
 
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
         stderr().print(f"note: {message}", style="yellow", markup=False, soft_wrap=True)
 
     with warnings.catch_warnings():
