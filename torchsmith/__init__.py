@@ -1,12 +1,17 @@
 """torchsmith: an inference compiler for PyTorch.
 
     fast = torchsmith.compile(model, inputs=[torchsmith.Input((1, 3, 224, 224))], enabled_precisions={torch.bfloat16})
+    torchsmith.save(fast, "model.pt2")
+    fast = torchsmith.load("model.pt2")
+
+With torchsmith imported, `torch.export.load` opens such a file too.
 """
 
 from torchsmith.compile import compile
 from torchsmith.dtypes import dtype
 from torchsmith.explain import explain
 from torchsmith.inputs import Device, Input
+from torchsmith.package import load, save
 from torchsmith.version import __version__
 
-__all__ = ["Device", "Input", "__version__", "compile", "dtype", "explain"]
+__all__ = ["Device", "Input", "__version__", "compile", "dtype", "explain", "load", "save"]

@@ -38,8 +38,7 @@ def compile(
     Example:
       torchsmith compile efficientnet_b0 --batch 1..16 --precision bf16 -o b0.pt2
     """
-    from torchsmith import explain
-    from torchsmith.package import save
+    from torchsmith import explain, save
 
     check_output(output, force)
     try:
