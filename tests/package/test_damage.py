@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -22,6 +23,7 @@ from torchsmith.errors import EngineMismatch, PackageError, TorchsmithError
 from torchsmith.package import load, save
 from torchsmith.package.archive import ENTRIES, read_archive
 from torchsmith.package.plans import plan_from_json, plan_to_json
+from torchsmith.runtime.compiled import CompiledModule
 
 
 def refused(path: Path, sentence: str, error: type[Exception] = PackageError) -> None:
@@ -271,7 +273,7 @@ EVIL = f"__import__('pathlib').Path({str(RAN)!r}).touch()"
         (lambda p: p.update(nested_output=["transformers.os.system", None, []]), "which is not registered"),
         (lambda p: p.update(nested_output=7), "cannot be read"),
         (lambda p: p.pop("body"), "cannot be read"),
-        (lambda p: p["tensors"].update({"nobody": 3}), "its tensors cannot be read"),
+        (lambda p: p["tensors"].update({"nobody": 99}), "its tensors cannot be read"),
     ],
 )
 def test_plans_that_try_something(tmp_path: Path, change: Any, sentence: str) -> None:
@@ -299,6 +301,39 @@ def test_an_engine_in_another_ones_place(tmp_path: Path) -> None:
         entries[name] = entries[name].replace(b"aten.relu", b"aten.sinh")
 
     refused(forge(package(tmp_path / "m.pt2"), swap), "the engine 'engine_0' is not the one that its spec names")
+
+
+ODD = (None, -1, 10**30, True, "x", "", "1e9", [], [1], {}, {"ref": 0}, {"ref": 10**6}, 0.5)
+
+
+def places(data: Any) -> list[tuple[Any, Any]]:
+    """Every container in the data with each of its keys."""
+    if not isinstance(data, (dict, list)):
+        return []
+    own = [(data, key) for key in (data if isinstance(data, dict) else range(len(data)))]
+    return own + [place for container, key in own for place in places(container[key])]
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+def test_any_odd_value_in_a_plan_is_refused_or_harmless(tmp_path: Path) -> None:
+    path = package(tmp_path / "m.pt2")
+    header, tensors = read_archive(str(path)).header, load(path).tensors | engine(path)
+    draw = random.Random(0)
+    for _ in range(1000):
+        plan = copy.deepcopy(header["plan"])
+        container, key = draw.choice(places(plan))
+        container[key] = draw.choice(ODD)
+        try:
+            plan = plan_from_json(plan)
+            if {*plan.tensors, *(call.constant for call in plan.engine_calls)} <= tensors.keys():  # which load asks for
+                CompiledModule.from_plan(plan, tensors, {}, lambda: None)  # type: ignore[arg-type, return-value]
+        except TorchsmithError:
+            pass
+
+
+def engine(path: Path) -> dict[str, torch.Tensor]:
+    archive = read_archive(str(path))
+    return {"engine_0": archive.entries[archive.header["tensors"]["engine_0"]["entry"]]}
 
 
 def in_program(change: Any) -> Any:

@@ -22,6 +22,7 @@ from torchsmith.errors import CaptureError, EngineMismatch, InvalidInput, Torchs
 from torchsmith.partition.splice import splice
 from torchsmith.runtime import engines
 from torchsmith.runtime.compiled import CompiledModule
+from torchsmith.runtime.verify import verify
 
 
 def compiled(
@@ -29,7 +30,9 @@ def compiled(
 ) -> CompiledModule:
     """signed: with the original's signature, as `compile` gives it."""
     program = hybrid(module, args, kwargs, **options)
-    return CompiledModule(program, {}, inspect.signature(module.forward) if signed else None)
+    fast = CompiledModule(program, {}, inspect.signature(module.forward) if signed else None)
+    verify(fast.plan)
+    return fast
 
 
 def same(given: Any, wanted: Any) -> None:

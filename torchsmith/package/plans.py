@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from torchsmith import sizes as shapes
 from torchsmith.errors import PackageError
-from torchsmith.runtime import shapes
 from torchsmith.runtime.control import HIGHER_ORDER, SIZES
 from torchsmith.runtime.plan import (
     OPAQUE,
@@ -33,6 +33,7 @@ from torchsmith.runtime.plan import (
 from torchsmith.runtime.spec import EngineSpec
 from torchsmith.runtime.structure import Structure
 from torchsmith.runtime.tensors import dtype_named
+from torchsmith.runtime.verify import verify
 
 _OP = re.compile(r"([A-Za-z_]\w*)::(\w+)\.(\w+)")
 _NO_BUSINESS = {"aten::from_file", "aten::save"}  # they touch files
@@ -60,7 +61,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 def plan_from_json(data: Any) -> Plan:
     """Raises PackageError for anything but a plan, and for ops that this process does not know."""
     try:
-        return Plan(
+        plan = Plan(
             inputs=tuple(_input(i) for i in data["inputs"]),
             tensors={_str(name): _number(value) for name, value in data["tensors"].items()},
             body=_block(data["body"]),
@@ -75,8 +76,10 @@ def plan_from_json(data: Any) -> Plan:
             relations=tuple((_size_text(left), _size_text(right)) for left, right in data["relations"]),
             parameters=tuple(_parameter(p) for p in data["parameters"]),
         )
+        verify(plan)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError, RuntimeError) as error:
         raise PackageError(f"its plan cannot be read ({type(error).__name__}: {error}); save the module again") from error
+    return plan
 
 
 def _input_to_json(input_: Input) -> dict[str, Any]:

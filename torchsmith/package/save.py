@@ -10,7 +10,9 @@ import io
 import json
 import os
 import secrets
+import warnings
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,15 +58,18 @@ def _contents(module: CompiledModule) -> memoryview:
         "report": module.report,
     }
     program, file = _saveable(module.program), io.BytesIO()
-    torch.export.save(program, file)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)  # of strided weights, which it then saves whole
+        torch.export.save(program, file)
     with zipfile.ZipFile(file) as archive:
         root = archive.namelist()[0].split("/")[0] + "/"
-        entries = {name.removeprefix(root): archive.read(name) for name in archive.namelist()}
-    unknown = [name for name in entries if not ENTRIES.fullmatch(name)]
-    if unknown:
-        raise PackageError(f"the program has data that only a pickle could carry ({unknown[0]}); torchsmith does not save those")
-    header["entries"] = {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in entries.items()}
-    header["tensors"] = _tensor_table(module, program, entries)
+        names = [name.removeprefix(root) for name in archive.namelist()]
+        if unknown := [name for name in names if not ENTRIES.fullmatch(name)]:
+            raise PackageError(
+                f"the program has data that only a pickle could carry ({unknown[0]}); torchsmith does not save those"
+            )
+        header["entries"] = {name: _size_and_digest(archive.read(root + name)) for name in names}
+        header["tensors"] = _tensor_table(module, program, lambda name: json.loads(archive.read(root + name)))
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
         try:
             archive.writestr(root + HEADER, json.dumps(header))
@@ -97,7 +102,11 @@ def _saveable(program: Any) -> Any:
     return program
 
 
-def _tensor_table(module: CompiledModule, program: Any, entries: dict[str, bytes]) -> dict[str, Any]:
+def _size_and_digest(data: bytes) -> tuple[int, str]:
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def _tensor_table(module: CompiledModule, program: Any, read: Callable[[str], Any]) -> dict[str, Any]:
     """Which entry holds each tensor that the plan names, and how."""
     table: dict[str, Any] = {}
     names = {*module.plan.tensors, *(call.constant for call in module.plan.engine_calls)}
@@ -105,7 +114,7 @@ def _tensor_table(module: CompiledModule, program: Any, entries: dict[str, bytes
         ("data/weights", "weights", program.state_dict),
         ("data/constants", "constants", program.constants),
     ):
-        config = json.loads(entries[f"{folder}/model_{kind}_config.json"])["config"]
+        config = read(f"{folder}/model_{kind}_config.json")["config"]
         for name in names & config.keys() & tensors.keys():
             tensor = tensors[name]
             if config[name]["use_pickle"]:
@@ -120,7 +129,7 @@ def _tensor_table(module: CompiledModule, program: Any, entries: dict[str, bytes
                 "offset": tensor.storage_offset(),
                 "device": str(tensor.device),
             }
-    assert names == table.keys(), (names ^ table.keys(), sorted(entries))
+    assert names == table.keys(), names ^ table.keys()
     return table
 
 

@@ -204,4 +204,5 @@ def _drop_unused(
 
 def _call_graph(program: ExportedProgram) -> list[Any]:
     """The call graph, where only the root keeps its signature: other modules' inputs and outputs may be inside engines."""
-    return [copy.deepcopy(e) if e.fqn == "" else type(e)(fqn=e.fqn, signature=None) for e in program.module_call_graph]
+    root, *others = program.module_call_graph
+    return [copy.copy(root), *(type(entry)(fqn=entry.fqn, signature=None) for entry in others)]

@@ -21,7 +21,7 @@ class Binder:
         self.args: tuple[Structure, ...] = args.children
         self.kwargs: dict[str, Structure] = dict(zip(kwargs.context or (), kwargs.children, strict=True))
         self.parameters = plan.parameters
-        self.signature = _signature(plan.parameters)
+        self.signature = signature_of(plan.parameters)
         flat = all(child.type is None for child in (*self.args, *self.kwargs.values()))
         self.flat_keys = tuple(self.kwargs) if flat else None
         self.direct = len(self.args) if flat and not kwargs.children else -1
@@ -103,7 +103,8 @@ def _check_default(parameter: Parameter, bound: Mapping[str, Any]) -> None:
     )
 
 
-def _signature(parameters: Sequence[Parameter]) -> inspect.Signature:
+def signature_of(parameters: Sequence[Parameter]) -> inspect.Signature:
+    """Raises ValueError where the parameters make no signature."""
     empty = inspect.Parameter.empty
     return inspect.Signature(
         [

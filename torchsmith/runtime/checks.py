@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from torchsmith import sizes as shapes
 from torchsmith.errors import InvalidInput
-from torchsmith.runtime import shapes
 from torchsmith.runtime.plan import ConstantInput, Input, Plan, SizeInput, TensorInput
-from torchsmith.runtime.shapes import Dim
+from torchsmith.sizes import Dim
 
 
 @dataclass(frozen=True)

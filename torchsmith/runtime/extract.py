@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 
+from torchsmith import sizes as shapes
 from torchsmith.errors import CaptureError
-from torchsmith.runtime import shapes
 from torchsmith.runtime.control import HIGHER_ORDER, SIZES
 from torchsmith.runtime.plan import (
     OPAQUE,
@@ -30,9 +30,9 @@ from torchsmith.runtime.plan import (
     TensorInput,
     Write,
 )
-from torchsmith.runtime.shapes import Dim
 from torchsmith.runtime.spec import EngineSpec
 from torchsmith.runtime.structure import Structure
+from torchsmith.sizes import Dim
 
 ENGINE = "torchsmith::execute_engine"
 _CHECKED = "aten::_assert_tensor_metadata"  # dtypes and devices follow from the inputs', which every call checks

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch._ops import OpOverload
 
-from torchsmith.runtime.shapes import Dim
 from torchsmith.runtime.spec import EngineSpec
 from torchsmith.runtime.structure import Structure
+from torchsmith.sizes import Dim
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsmith import sizes as shapes
 from torchsmith.errors import EngineMismatch
-from torchsmith.runtime import shapes
-from torchsmith.runtime.shapes import Dim
 from torchsmith.runtime.tensors import dtype_named
+from torchsmith.sizes import Dim
 
 
 @dataclass(frozen=True)

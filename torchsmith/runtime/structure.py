@@ -64,6 +64,20 @@ class Structure:
         for child, key, part in zip(self.children, self._keys(), self._parts(value, path), strict=True):
             child.flatten(part, f"{path}[{key!r}]", leaves)
 
+    def check(self) -> None:
+        """Raises ValueError where the keys are not as many as the children."""
+        if self.type in (dict, OrderedDict, defaultdict):
+            keys = self.context[1] if self.type is defaultdict else self.context
+            if (
+                not isinstance(keys, list)
+                or len(keys) != len(self.children)
+                or not all(map(_hashable, keys))
+                or len(set(keys)) < len(keys)
+            ):
+                raise ValueError(f"a dictionary has {len(self.children)} values and the keys {keys!r}")
+        for child in self.children:
+            child.check()
+
     def unflatten(self, leaves: Iterator[Any]) -> Any:
         """The value with these leaves."""
         if self.type is None:
@@ -212,6 +226,10 @@ def _check_keys(keys: list[Any]) -> list[Any]:
         if not isinstance(key, (str, int, bool, float)):
             raise PackageError(f"a dictionary among the inputs or outputs has the key {key!r}; only texts and numbers can be saved")
     return keys
+
+
+def _hashable(key: Any) -> bool:
+    return key is None or isinstance(key, (str, int, float))
 
 
 def _a(value: Any) -> str:
