@@ -20,6 +20,7 @@ TOP = "the public names"  # torchsmith/__init__.py
 ORDER = (
     "version",
     "errors",
+    "sizes",
     "dtypes",
     "target",
     "config",

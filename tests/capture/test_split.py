@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchsmith.capture import capture
-from torchsmith.capture.script_code import NotConvertible
-from torchsmith.capture.split import HybridScript, Split, split
+from torchsmith.capture import HybridScript, NotConvertible, Split, capture, split
 from torchsmith.errors import InvalidInput
 from torchsmith.inputs import Input, resolve
 

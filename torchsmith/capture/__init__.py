@@ -1,5 +1,7 @@
 """From any kind of model to an exported program, without touching the model."""
 
 from torchsmith.capture.export import Captured, capture
+from torchsmith.capture.script_code import NotConvertible
+from torchsmith.capture.split import HybridScript, Split, split
 
-__all__ = ["Captured", "capture"]
+__all__ = ["Captured", "HybridScript", "NotConvertible", "Split", "capture", "split"]

@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from torchsmith.capture.script_code import NotConvertible, last_line
 from torchsmith.capture.source import error_line, raised_here
 from torchsmith.errors import CaptureError, InvalidInput, TorchsmithError
 from torchsmith.inputs import ExampleInputs
@@ -78,8 +79,11 @@ def told(error: Exception, module: nn.Module, inputs: ExampleInputs) -> Torchsmi
     if "Constraints violated" in text:
         return CaptureError(_sizes(text, inputs))
     at = _at(error)
+    if not at and isinstance(module, torch.jit.ScriptModule) and (line := last_line()):
+        at = f" ({line})"
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        return CaptureError(
+        kind = NotConvertible if isinstance(module, torch.jit.ScriptModule) else CaptureError
+        return kind(
             f"{_name(module)} cannot be exported: its control flow, or a size in it, depends on the values of a tensor{at}. "
             "Write it with torch.where or torch.cond, or compile the submodules around it one by one"
         )

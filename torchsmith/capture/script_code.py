@@ -13,17 +13,21 @@ import torch
 import torch.fx.traceback as fx_traceback
 
 from torchsmith.capture.script_ops import ENUMS, ON_SIZES, ON_TENSORS, PLAIN, Number
+from torchsmith.capture.source import frames, innermost
 from torchsmith.errors import CaptureError
 
 Frame = list[Any]
 Step = Callable[[Frame], None]
 
 _CALL = "torchsmith::CallMethod"  # what prim::CallMethod is called while functions are inlined and methods are not
-_running = threading.local()  # .lines: where the TorchScript calls that are running come from, outermost first
+_running = threading.local()  # .lines: where the calls that are running come from, outermost first; .last: the last operator
 
 
 class NotConvertible(CaptureError):
-    """A ScriptModule does what an exported program cannot: it keeps state, or uses what only TorchScript has."""
+    """A ScriptModule does what an exported program cannot: it keeps state, looks at values, or uses what only TorchScript has.
+
+    `torchsmith.capture.split` then finds the submodules that can be exported.
+    """
 
 
 @dataclass
@@ -103,7 +107,8 @@ class _Reader:
             if node.kind() == "prim::Constant":
                 self.constant(node, outs[0])
                 continue
-            read = getattr(self, node.kind().partition("::")[2], None) if not node.kind().startswith("aten::") else None
+            space, _, name = node.kind().partition("::")
+            read = getattr(self, name, None) if space in ("prim", "torchsmith") else None
             steps.append(read(node, ins, outs) if read else self.operator(node, ins, outs))
         return steps
 
@@ -334,9 +339,15 @@ def _as_tensor(value: Any) -> Any:
 
 def _mark(source: str) -> None:
     """Give what is traced next this place in the TorchScript source."""
+    _running.last = source
     if fx_traceback.has_preserved_node_meta():
         lines = [*_running.__dict__.get("lines", []), source]
         fx_traceback.set_stack_trace(["\n".join(line for line in lines if line)])
+
+
+def last_line() -> str | None:
+    """The TorchScript line of the operator that this thread ran last."""
+    return innermost(frames(_running.__dict__.get("last", "")))
 
 
 _SCRIPTED = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')

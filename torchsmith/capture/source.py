@@ -26,7 +26,7 @@ def source_line(node: torch.fx.Node) -> str | None:
     torch.nn is told, since it still says which kind of layer it was.
     """
     trace = node.meta.get("stack_trace")
-    return innermost(_frames(trace)) if isinstance(trace, str) else None
+    return innermost(frames(trace)) if isinstance(trace, str) else None
 
 
 def layer(node: torch.fx.Node) -> str | None:
@@ -57,9 +57,9 @@ def raised_here(error: BaseException) -> bool:
     return bool(files) and os.path.abspath(files[-1]).startswith(_OURS[1])
 
 
-def innermost(frames: Iterable[tuple[str, int, str]], own_only: bool = False) -> str | None:
+def innermost(trace: Iterable[tuple[str, int, str]], own_only: bool = False) -> str | None:
     """Render the last of (file, line number, code) that is the user's, or the last in torch.nn unless `own_only`."""
-    listed = [f for f in frames if not f[0].startswith("<")]
+    listed = [f for f in trace if not f[0].startswith("<")]
     own = [f for f in listed if not is_torch(f[0])]
     layers = [f for f in listed if _LAYERS in f[0]] if not own_only else []
     if not own and not layers:
@@ -84,7 +84,7 @@ def shorten(file: str) -> str:
     return file
 
 
-def _frames(trace: str) -> Iterable[tuple[str, int, str]]:
+def frames(trace: str) -> Iterable[tuple[str, int, str]]:
     """Read the text of a stack trace, outermost frame first."""
     lines = trace.splitlines()
     for i, line in enumerate(lines):

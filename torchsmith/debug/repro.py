@@ -140,9 +140,10 @@ def _as_data(value: Any) -> Any:
 
 
 def _versions() -> str:
-    from importlib.metadata import version
+    from importlib.metadata import distributions
 
     from torchsmith.target import this_cpu
 
-    packages = [f"{name} {version(name)}" for name in ("torch", "openvino", "sympy")]
+    told = ("torch", "triton", "openvino", "sympy", "torchsmith")
+    packages = sorted({f"{d.name} {d.version}" for d in distributions() if d.name in told})
     return "\n".join([f"Python {sys.version}", platform.platform(), str(this_cpu()), *packages]) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
 from torch.utils._sympy.functions import Max as SymMax
 from torch.utils._sympy.functions import Min as SymMin
 
+from torchsmith import sizes
 from torchsmith.errors import Unsupported
 
 Dim: TypeAlias = "int | sympy.Expr"
@@ -66,16 +66,16 @@ def floordiv(a: Dim, b: Dim) -> Dim:
     return a // b if isinstance(a, int) and isinstance(b, int) else simplify(FloorDiv(sympy.sympify(a), sympy.sympify(b)))
 
 
-def product(sizes: Sequence[Dim]) -> Dim:
-    total: Dim = 1
-    for size in sizes:
-        total = total * size
-    return simplify(total)
+def product(factors: Sequence[Dim]) -> Dim:
+    result: Dim = 1
+    for size in factors:
+        result = result * size
+    return simplify(result)
 
 
-def total(sizes: Sequence[Dim]) -> Dim:
+def total(parts: Sequence[Dim]) -> Dim:
     result: Dim = 0
-    for size in sizes:
+    for size in parts:
         result = result + size
     return simplify(result)
 
@@ -116,37 +116,22 @@ def broadcast(*shapes: Shape) -> Shape:
     return tuple(out)
 
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: floordiv, ast.Mod: Mod}
-_FUNCTIONS = {"Max": SymMax, "Min": SymMin, "Mod": Mod, "PythonMod": Mod, "FloorDiv": FloorDiv, "CleanDiv": FloorDiv}
-# Longer texts, and higher powers, are made to exhaust whoever reads them.
-_MAX_LENGTH, _MAX_POWER = 4096, 8
+_ALGEBRA: sizes.Algebra = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": floordiv,
+    "%": lambda a, b: Mod(sympy.sympify(a), sympy.sympify(b)),
+    "**": operator.pow,
+    "max": SymMax,
+    "min": SymMin,
+}
 
 
 def parse(text: str) -> Dim:
-    """Read back what `str(size)` wrote. Only arithmetic is understood; raises ValueError for anything else."""
-
-    def read(node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return sympy.Integer(node.value)
-        if isinstance(node, ast.Name):
-            return symbol(node.id)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -read(node.operand)
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](read(node.left), read(node.right))
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and _is_power(node.right):
-            return read(node.left) ** read(node.right)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and not node.keywords:
-            return _FUNCTIONS[node.func.id](*map(read, node.args))
-        raise ValueError(f"{text!r} is no size: {ast.unparse(node)} has no meaning in one")
-
-    if len(text) > _MAX_LENGTH:
-        raise ValueError(f"{text[:40]!r}… is no size: it has {len(text)} characters")
+    """Read back what `str(size)` wrote. Raises ValueError for anything but arithmetic."""
+    size = sizes.parse(text)
     try:
-        return simplify(read(ast.parse(text, mode="eval").body))
-    except (SyntaxError, RecursionError, MemoryError, TypeError, ZeroDivisionError) as error:
+        return simplify(size.evaluate({name: symbol(name) for name in size.symbols}, _ALGEBRA))
+    except (RecursionError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{text!r} is no size: {type(error).__name__}: {error}") from error
-
-
-def _is_power(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and type(node.value) is int and 0 <= node.value <= _MAX_POWER

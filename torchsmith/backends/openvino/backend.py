@@ -1,18 +1,25 @@
-"""Engines made and run by OpenVINO."""
+"""Engines made and run by OpenVINO's CPU engine.
+
+What it does otherwise than PyTorch: 64-bit integers are computed with 32 bits, and float64 not at all (such ops are refused).
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from torchsmith import sizes
 from torchsmith.config import BuildConfig
 from torchsmith.ir.graph import Graph, Node
-from torchsmith.ir.text import from_bytes, to_bytes
-from torchsmith.ops.registry import load_all
 from torchsmith.target import Target
+
+if TYPE_CHECKING:
+    from torchsmith.backends.openvino.run import OpenVinoRunner
+
+Shapes = list[tuple[int, ...]]
 
 
 class OpenVinoBackend:
@@ -29,37 +36,46 @@ class OpenVinoBackend:
         return emit.refuses(node, {})
 
     def build(self, graph: Graph, target: Target, config: BuildConfig) -> bytes:
-        return to_bytes(graph)
+        """The graph's types say the precision: float32 stays float32, and what is typed bfloat16 computes in that."""
+        from torchsmith.backends.openvino import emit, engine
 
-    def load(self, engine: bytes, target: Target) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        import openvino as ov
+        model = emit.emit(graph)
+        types = {"inputs": [_text(v.type.shape) for v in graph.inputs], "outputs": [_text(v.type.shape) for v in graph.outputs]}
+        return engine.pack(model, target, config, "f32", types, _typical(graph))
 
-        from torchsmith.backends.openvino import emit
+    def load(self, engine: bytes, target: Target) -> OpenVinoRunner:
+        from torchsmith.backends.openvino import engine as engines
+        from torchsmith.backends.openvino.run import OpenVinoRunner
 
-        load_all()
-        graph = from_bytes(engine)
-        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        compiled = ov.Core().compile_model(emit.emit(graph), "CPU", options)
-        request = compiled.create_infer_request()
+        types = engines.parse(engine).extra
+        return OpenVinoRunner(engines.unpack(engine, target), _output_shapes(types["inputs"], types["outputs"]))
 
-        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-            feed = []
-            for t in inputs:
-                t = t.detach().contiguous()
-                feed.append(ov.Tensor(t.view(torch.int16).numpy(), t.shape, ov.Type.bf16) if t.dtype == torch.bfloat16 else ov.Tensor(t.numpy()))
-            for i, f in enumerate(feed):
-                request.set_input_tensor(i, f)
-            request.infer()
-            outs = []
-            for i, v in enumerate(graph.outputs):
-                o = request.get_output_tensor(i)
-                if v.type.dtype == torch.bfloat16:
-                    outs.append(torch.from_numpy(o.data.view("int16").reshape(o.shape).copy()).view(torch.bfloat16))
-                else:
-                    outs.append(torch.from_numpy(o.data.copy()).reshape(list(o.shape)))
-            return outs
 
-        return run
+def _text(shape: Sequence[Any]) -> list[int | str]:
+    return [size if isinstance(size, int) else str(size) for size in shape]
+
+
+def _typical(graph: Graph) -> Shapes:
+    """Input shapes to time choices at: each symbol in the middle of its range, and not large."""
+    from torchsmith.ir.dim import bind
+
+    env = {name: min(max(low, 8), high or 64) for name, (low, high) in graph.ranges.items()}
+    return [bind(value.type.shape, env) for value in graph.inputs]
+
+
+def _output_shapes(inputs: list[list[int | str]], outputs: list[list[int | str]]) -> Callable[[Sequence[Tensor]], Shapes] | None:
+    """The outputs' shapes as a function of the inputs, one Python expression; None where all are static."""
+    if all(isinstance(size, int) for shape in outputs for size in shape):
+        return None
+    places: dict[str, str] = {}
+    for number, shape in enumerate(inputs):
+        for axis, size in enumerate(shape):
+            if isinstance(size, str) and size.isidentifier():
+                places.setdefault(size, f"inputs[{number}].shape[{axis}]")
+    shown = [[str(s) if isinstance(s, int) else sizes.parse(s).source(places) for s in shape] for shape in outputs]
+    source = ", ".join("(" + "".join(f"{size}, " for size in shape) + ")" for shape in shown)
+    function: Callable[[Sequence[Tensor]], Shapes] = eval(f"lambda inputs: [{source}]")  # sizes.source writes arithmetic only
+    return function
 
 
 BACKEND = OpenVinoBackend()
