@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.lower.programs import agrees, applied, exported, ops
+from tests.lower.programs import HOW, agrees, applied, exported, ops
+from torchsmith.lower.editing import copied
 from torchsmith.lower.inline_regions import inline_regions
 
 X = torch.randn(3, 4)
@@ -31,6 +32,30 @@ def test_regions_are_inlined_with_their_inner_ones() -> None:
     program = applied(inline_regions, program)
     assert ops(program) == ["linear", "relu", "mul", "sin", "add"]
     assert all("region" in node.meta["stack_trace"] for node in program.graph.nodes if node.op == "call_function")
+    agrees(program, module, X)
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.linear(x)
+            with torch.autocast("cpu", enabled=False):
+                z = self.linear(x)
+        return y.float() + z
+
+
+def test_the_casts_of_autocast_are_written_out() -> None:
+    module = Mixed().eval()
+    program = exported(module, X)
+    assert "wrap_with_autocast" in ops(program)
+    program = inline_regions(copied(program), HOW)
+    assert sorted(set(ops(program)) - {"_assert_tensor_metadata"}) == ["_to_copy", "add", "linear"]
+    dtypes = [node.meta["val"].dtype for node in program.graph.nodes if "aten.linear" in str(node.target)]
+    assert dtypes == [torch.bfloat16, torch.float32]
     agrees(program, module, X)
 
 

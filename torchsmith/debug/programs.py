@@ -180,7 +180,9 @@ def results(program: ExportedProgram) -> Results | None:
         return None
     doubling = _takes_doubles(program)
     inputs = {name: _private(value, doubling) for name, value in _inputs(program).items()}
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
+    kinds = [spec.kind for spec in program.graph_signature.input_specs]
+    written = [name for name, kind in zip(inputs, kinds, strict=True) if kind in (InputKind.USER_INPUT, InputKind.BUFFER)]
+    before = {name: inputs[name].clone() for name in written if isinstance(inputs[name], Tensor)}
     left = dict(inputs)  # what is in the inputs after the call: written in place, or returned for it
     given = _run(program, list(inputs.values()), doubling)
     found: Results = {}
