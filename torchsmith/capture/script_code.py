@@ -20,6 +20,7 @@ Frame = list[Any]
 Step = Callable[[Frame], None]
 
 _CALL = "torchsmith::CallMethod"  # what prim::CallMethod is called while functions are inlined and methods are not
+_OPTIMIZED = "; pass the module as it was before torch.jit.optimize_for_inference"
 _running = threading.local()  # .lines: where the calls that are running come from, outermost first; .last: the last operator
 
 
@@ -115,6 +116,8 @@ class _Reader:
     def constant(self, node: Any, out: int) -> None:
         value = node.output().toIValue()
         if isinstance(value, torch.Tensor):
+            if value.is_mkldnn:
+                raise NotConvertible(f"the ScriptModule has weights in oneDNN's own layout{_OPTIMIZED}")
             self.code.tensors.append((out, value.detach()))
             if value.dim() == 0 and value.device.type == "cpu" and not value.is_complex():
                 self.numbers[out] = value.item()
@@ -229,11 +232,12 @@ class _Reader:
     def operator(self, node: Any, ins: list[int], outs: list[int]) -> Step:
         """Any other node: an operator, found by its schema."""
         schema = _Schema.of(node)
-        call = _operator(node.kind(), schema)
+        opaque = "mkldnn" in node.kind() and node.kind() not in ON_TENSORS
+        call = None if opaque else _operator(node.kind(), schema)
         if call is None:
             kind = node.kind() + (f".{schema.overload}" if schema and schema.overload else "")
 
-            advice = "; pass the module as it was before torch.jit.optimize_for_inference" if "mkldnn" in kind.lower() else ""
+            advice = _OPTIMIZED if "mkldnn" in kind.lower() else ""
 
             def refuse(frame: Frame) -> None:
                 raise NotConvertible(f"TorchScript's {kind} has no counterpart that export can trace{advice}")
