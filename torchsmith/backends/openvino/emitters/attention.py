@@ -27,8 +27,10 @@ def attention(e: Emission, op: Attention, query: ov.Output, key: ov.Output, valu
         scores = ops.add(scores, _bias(e, visible, query))
     if mask is None:
         return ops.matmul(ops.softmax(scores, -1), value, False, False)
-    y = ops.matmul(ops.softmax(ops.add(scores, _bias(e, mask, query)), -1), value, False, False)
-    return ops.multiply(y, ops.convert(_any(e, mask), query.get_element_type()))
+    weights = ops.softmax(ops.add(scores, _bias(e, mask, query)), -1)
+    # not after the second product, which would keep a transpose there out of the kernel
+    weights = ops.multiply(weights, ops.convert(_any(e, mask), query.get_element_type()))
+    return ops.matmul(weights, value, False, False)
 
 
 def _scaled(e: Emission, query: ov.Output, scale: float) -> Any:

@@ -86,7 +86,7 @@ FUNCTIONS: dict[str, Callable[[ov.Output], Any]] = {
     "silu": lambda x: ops.swish(x, _like(x, 1.0)),
     "mish": ops.mish,
     "hardswish": ops.hswish,
-    "hardsigmoid": lambda x: ops.hard_sigmoid(x, _like(x, 1 / 6), _like(x, 0.5)),
+    "hardsigmoid": ops.hsigmoid,
     "softplus": lambda x: ops.add(ops.relu(x), _softplus_of_minus_abs(x)),
     "logsigmoid": lambda x: ops.subtract(ops.minimum(x, _like(x, 0.0)), _softplus_of_minus_abs(x)),
     "relu": ops.relu,
