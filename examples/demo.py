@@ -10,6 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def compile_one_line() -> None:
 
 
 def compare_with_peers() -> None:
-    console.rule("f32 and bf16, in turns with the peers; outputs are checked against float64 first", align="left")
+    console.rule("beside its peers, in turns, once all outputs agree with float64", align="left")
     peers = ["eager", "torchscript", "openvino"]  # inductor takes minutes to build; `torchsmith bench efficientnet_b0` has it
     report = run_bench("efficientnet_b0", batches=[1, 8], precisions=["f32", "bf16"], peers=peers, seconds=8, memory=False)
     console.print(table(report))
@@ -65,7 +66,7 @@ def classify_pictures() -> None:
     for name in PICTURES:
         picture = read_picture(name)
         lists = {column: top5(module, picture) for column, module in columns.items()}
-        made = Table(*lists, title=f"skimage.data.{name}()", title_justify="left")
+        made = Table(*lists, title=f"skimage.data.{name}()", title_justify="left", box=box.SIMPLE_HEAD)
         for entries in zip(*lists.values(), strict=True):
             made.add_row(*entries)
         console.print(made)

@@ -59,11 +59,11 @@ def compile(
     config = Config.from_options(**options)
     started = time.perf_counter()
     with debug.road(config) as stage:
-        captured = stage(
-            "capture", capture, module, resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs), config.capture
-        )
+        examples = resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs)
+        captured = stage("capture", capture, module, examples, config.capture)
         backend, target = choose(config.backend, captured.device if device is None else Device.of(device).torch)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
         partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)
         built = stage("build", build, partitioned, backend, target, config)
-    return CompiledModule(built.program, report(partitioned, built, backend, target, config, time.perf_counter() - started))
+    record = report(partitioned, built, backend, target, config, time.perf_counter() - started)
+    return CompiledModule(built.program, record, captured.signature)

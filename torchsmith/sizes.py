@@ -72,7 +72,7 @@ class Size:
 def parse(text: str) -> Size:
     """Read an expression. Raises ValueError, in a sentence, for anything but a size."""
     if len(text) > _LONGEST:
-        raise ValueError(f"a size of {len(text)} characters is longer than {_LONGEST}")
+        raise ValueError(f"{text[:40]!r}… is no size: it has {len(text)} characters, and {_LONGEST} are the most")
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchsmith.bench.report import Report
+from torchsmith.bench.report import NOISY_SPREAD, Report, spread
 from torchsmith.bench.sides import SUBJECT
 
 INK = "#24292f"
@@ -44,7 +44,7 @@ def plot(report: Report, path: str | Path) -> None:
         figure.legend(
             handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, handlelength=1.2, columnspacing=1.4
         )
-        figure.supxlabel(f"{report.machine.cpu}, {report.machine.threads} threads, {report.date[:10]}", fontsize=8, color="#6a737d")
+        figure.supxlabel(_footer(report), fontsize=8, color="#6a737d")
         figure.savefig(path, dpi=160, facecolor="white")
         pyplot.close(figure)
 
@@ -53,6 +53,11 @@ def _precisions(report: Report) -> list[str]:
     """Those that were asked for: where only bf16 was, eager f32 is there to count from, and needs no panel of its own."""
     asked = dict.fromkeys(row.precision for row in report.rows if row.side == SUBJECT)
     return list(asked or dict.fromkeys(row.precision for row in report.rows))
+
+
+def _footer(report: Report) -> str:
+    busy = f"; on a busy machine (p90 / p10 is {spread(report):.1f})" if spread(report) > NOISY_SPREAD else ""
+    return f"{report.machine.cpu}, {report.machine.threads} threads, {report.date[:10]}{busy}"
 
 
 def _legend(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:
@@ -64,6 +69,9 @@ def _legend(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:
 
 def _panel(axis: Any, report: Report, precision: str, groups: Sequence[tuple[str, int]]) -> None:
     sides = [side for side in report.sides() if any(r.side == side and r.precision == precision and r.stats for r in report.rows)]
+    from matplotlib.patheffects import withStroke
+
+    halo = withStroke(linewidth=2.5, foreground="white")  # numbers stay legible on the dashed line
     width = 0.84 / max(1, len(sides))
     for place, side in enumerate(sides):
         at = [group + (place - (len(sides) - 1) / 2) * width for group in range(len(groups))]
@@ -71,8 +79,8 @@ def _panel(axis: Any, report: Report, precision: str, groups: Sequence[tuple[str
         heights = [(report.speedup(row, precision="f32") if row else None) for row in rows]
         bars = axis.bar(at, [h or 0.0 for h in heights], width * 0.92, label=side, color=COLOURS.get(side, "#999999"), zorder=2)
         labels = ["–" if h is None else f"{h:.1f}" for h in heights]
-        weight = "bold" if side == SUBJECT else "normal"
-        axis.bar_label(bars, labels, padding=2, fontsize=8, fontweight=weight, color=COLOURS[SUBJECT] if side == SUBJECT else INK)
+        style = {"fontweight": "bold", "color": COLOURS[SUBJECT]} if side == SUBJECT else {"color": INK}
+        axis.bar_label(bars, labels, padding=2, fontsize=8, path_effects=[halo], **style)
     axis.axhline(1.0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1.5)
     axis.set_xticks(range(len(groups)), [f"{model}\nbatch {batch}" for model, batch in groups])
     axis.set_ylabel("× eager f32")

@@ -55,9 +55,8 @@ class Pipeline:
     def build(self, backend: str | None = None) -> Pipeline:
         chosen = backends.get(backend or self.backend_name)
         self.built = build(self.partitioned, chosen, self.target, self.config)
-        self.module = CompiledModule(
-            self.built.program, report(self.partitioned, self.built, chosen, self.target, self.config, 0.0)
-        )
+        record = report(self.partitioned, self.built, chosen, self.target, self.config, 0.0)
+        self.module = CompiledModule(self.built.program, record, self.captured.signature)
         return self
 
     def whole(self) -> Pipeline:

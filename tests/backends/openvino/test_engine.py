@@ -123,6 +123,7 @@ def test_settings_survive(precision: str, hint: str) -> None:
         # OpenVINO takes bf16 for a wish where the CPU has none
         assert precision == "bf16" or compiled.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
     read = engine.parse(packed)
+    assert engine.unpack(read, HERE).get_property("INFERENCE_NUM_THREADS") == 1
     assert (read.precision, read.performance_hint, read.num_threads) == (precision, hint, 1)
     assert read.extra == {"inputs": ["s0"]} and read.openvino == ov.get_version()
 

@@ -124,9 +124,8 @@ def test_inputs_are_only_read(way: str) -> None:
         ops.add(reshaped, np.float32(1)),
         ops.concat(parts[::-1], 0),
         ops.exp(parts[0]),
-        ops.squeeze(x, np.array([0])),
     ]
-    runner = OpenVinoRunner(compiled(outputs[:4], [x]))
+    runner = OpenVinoRunner(compiled(outputs, [x]))
     a = torch.randn(4, 8)
     before = a.clone()
     results = runner([a])
@@ -205,7 +204,7 @@ def test_sizes_out_of_range_and_failures_of_openvino_are_sentences() -> None:
     runner = OpenVinoRunner(compiled([ops.add(x, y)], [x, y]))
     with pytest.raises(InvalidInput, match=r"of shape \(5, 4\); it takes a torch.float32 tensor of shape \[1..4,4\]"):
         runner([torch.zeros(5, 4)] * 2)
-    with pytest.raises(TorchsmithError, match="OpenVINO failed while it ran an engine: .+; run the model in PyTorch"):
+    with pytest.raises(TorchsmithError, match=r"OpenVINO failed while it ran an engine: .+; run the model in PyTorch"):
         runner([torch.zeros(2, 4), torch.zeros(3, 4)])
     assert runner([torch.zeros(2, 4)] * 2)[0].shape == (2, 4)
 

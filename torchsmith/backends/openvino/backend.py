@@ -47,8 +47,8 @@ class OpenVinoBackend:
         from torchsmith.backends.openvino import engine as engines
         from torchsmith.backends.openvino.run import OpenVinoRunner
 
-        types = engines.parse(engine).extra
-        return OpenVinoRunner(engines.unpack(engine, target), _output_shapes(types["inputs"], types["outputs"]))
+        read = engines.parse(engine)  # checks every byte: once
+        return OpenVinoRunner(engines.unpack(read, target), _output_shapes(read.extra["inputs"], read.extra["outputs"]))
 
 
 def _text(shape: Sequence[Any]) -> list[int | str]:
