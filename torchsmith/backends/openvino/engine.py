@@ -140,9 +140,9 @@ def parse(engine: bytes | memoryview) -> Engine:
 def unpack(engine: bytes | memoryview | Engine, target: Target) -> ov.CompiledModel:
     """The engine, ready to run on this machine's CPU. The bytes must not change as long as the compiled model is used.
 
-    engine: the bytes, or what `parse` made of them. The bytes' memory is used in place, and is kept by the attribute `torchsmith_memory` of what is returned: keep that
-    object as long as any request of it. Raises PackageError for damaged bytes, EngineMismatch where the engine cannot run
-    here.
+    engine: the bytes, or what `parse` made of them. Their memory is used in place, and is kept by the attribute
+    `torchsmith_memory` of what is returned: keep that object as long as any request of it. Raises PackageError for damaged
+    bytes, EngineMismatch where the engine cannot run here.
     """
     read = engine if isinstance(engine, Engine) else parse(engine)
     if target.device != "cpu":
