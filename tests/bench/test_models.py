@@ -44,6 +44,13 @@ def test_statistics_look_trained() -> None:
     assert float(norm.bias.detach().abs().min()) > 0
 
 
+def test_a_head_of_zeros_hides_nothing() -> None:
+    head = nn.Linear(8, 3)
+    nn.init.zeros_(head.weight)
+    randomise(head, seed=0)
+    assert float(head(torch.randn(100, 8)).std(0).min()) > 0.1
+
+
 def test_a_trained_parameter_is_kept() -> None:
     norm = nn.BatchNorm2d(4)
     nn.init.uniform_(norm.weight)

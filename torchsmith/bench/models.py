@@ -77,9 +77,9 @@ def load(name: str) -> Model:
 def randomise(module: nn.Module, seed: int) -> nn.Module:
     """Give a fresh model the statistics of a trained one, in place, so that a wrongly folded constant shows.
 
-    Batch-norm means become 0.1 * normal and variances 0.5 + uniform. One-dimensional parameters that are still all
-    equal (affine weights, biases, layer scales) get 0.1 * normal on top: a residual branch that starts at zero would
-    otherwise hide everything inside it.
+    Batch-norm means become 0.1 * normal and variances 0.5 + uniform. Parameters that are still all equal (affine weights,
+    biases, layer scales, some heads) get 0.1 * normal on top: a branch or a head that starts at zero would otherwise hide
+    everything before it.
     """
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
                 elif name == "running_var":
                     buffer.copy_(torch.rand(buffer.shape, generator=rng) + 0.5)
         for parameter in module.parameters():
-            if parameter.dim() == 1 and parameter.is_floating_point() and bool((parameter == parameter[0]).all()):
+            if parameter.numel() and parameter.is_floating_point() and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(torch.randn(parameter.shape, generator=rng) * 0.1)
     return module
 
