@@ -78,7 +78,10 @@ def parse(text: str) -> Size:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ValueError(f"{text!r} is no size: {error}") from error
     symbols: dict[str, None] = {}
-    _check(tree, text, symbols)
+    try:
+        _check(tree, text, symbols)
+    except RecursionError as error:  # newer Pythons parse deeper than they can walk
+        raise ValueError(f"{text[:40]!r}… is no size: it is nested too deeply") from error
     return Size(text, tuple(symbols), tree)
 
 
