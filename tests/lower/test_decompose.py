@@ -124,3 +124,17 @@ def test_a_decomposition_may_not_assume_sizes(monkeypatch: pytest.MonkeyPatch) -
 def test_random_ops_and_data_dependent_sizes_stay() -> None:
     program = exported(Net(lambda x, w: x[x > 1].sum() + torch.bernoulli(x * 0).sum()), X)
     assert {"bernoulli", "index"} <= set(ops(decompose(program, HOW)))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_guards_are_refused_by_both_ways(older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 has no `error_on_new_guards`; the stand-in refuses and allows the same."""
+    if older:
+        monkeypatch.setattr(subject, "_no_guards", subject._known_only)
+    test_a_decomposition_may_not_assume_sizes(monkeypatch)
+    monkeypatch.undo()
+    few = {op: found for op, found in load_all().items() if op in KNOWN}
+    monkeypatch.setattr(convert, "load_all", lambda: few)
+    if older:
+        monkeypatch.setattr(subject, "_no_guards", subject._known_only)
+    test_sizes_stay_symbolic()

@@ -7,10 +7,11 @@ refusal names what the user wrote.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
@@ -157,8 +158,27 @@ def _core_table() -> Mapping[Any, Callable[..., Any]]:
 
 
 def _no_guards(env: ShapeEnv | None) -> AbstractContextManager[None]:
-    """A decomposition may not assume more about sizes than the program does."""
-    return nullcontext() if env is None else env.error_on_new_guards()
+    """A decomposition may not assume more about sizes than the program does; it fails where it would."""
+    if env is None:
+        return nullcontext()
+    return env.error_on_new_guards() if hasattr(env, "error_on_new_guards") else _known_only(env)
+
+
+@contextmanager
+def _known_only(env: ShapeEnv) -> Iterator[None]:
+    """What `error_on_new_guards` does, for torch 2.11, which lacks it."""
+    original = env.evaluate_expr
+
+    def evaluate(expr: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("fallback_value") is None and isinstance(expr, sympy.Basic) and env._maybe_evaluate_static(expr) is None:
+            raise RuntimeError(f"a guard on {expr}")
+        return original(expr, *args, **kwargs)
+
+    env.evaluate_expr = evaluate  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        del env.evaluate_expr
 
 
 def _fits(node: fx.Node, result: Any) -> bool:

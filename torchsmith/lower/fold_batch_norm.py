@@ -273,12 +273,12 @@ def _scale_inputs(program: ExportedProgram, layer: fx.Node, affine: Affine, tens
 def _weight(layer: fx.Node, tensors: dict[str, Tensor]) -> Tensor | None:
     weight = layer.args[1]
     assert isinstance(weight, fx.Node)
-    return tensors.get(weight.name)
+    return tensors[weight.name].detach() if weight.name in tensors else None
 
 
 def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
     """The product, computed in float64 and rounded to the weight's dtype, in one pass over the weight."""
-    return torch.mul(weight.detach(), scale.to(weight.device), out=torch.empty_like(weight, memory_format=torch.contiguous_format))
+    return torch.mul(weight, scale.to(weight.device), out=torch.empty_like(weight, memory_format=torch.contiguous_format))
 
 
 def _bias(layer: fx.Node, tensors: dict[str, Tensor]) -> Tensor | None:
