@@ -12,7 +12,7 @@ import pytest
 from torchsmith.bench import check_ending, merge, read, table, write
 from torchsmith.bench.machine import Machine, this_machine
 from torchsmith.bench.measure import Stats
-from torchsmith.bench.report import Report, Row, from_json, markdown, to_json
+from torchsmith.bench.report import Report, Row, busy, from_json, markdown, to_json
 from torchsmith.errors import InvalidInput, InvalidOption
 
 MACHINE = Machine("A CPU", ("avx2",), 2, 2, 8.0, "Linux x86_64", "3.11.0", {"torch": "2.14.1", "openvino": "2026.4.1"})
@@ -64,8 +64,10 @@ def test_the_table_fits_80_columns_and_says_everything() -> None:
 
 def test_a_busy_machine_is_told_of() -> None:
     rows = tuple(dataclasses.replace(row, stats=row.stats and dataclasses.replace(row.stats, p90_ms=99.0)) for row in ROWS)
-    assert "Something else uses this machine" not in printed(REPORT)
-    assert "Something else uses this machine" in printed(dataclasses.replace(REPORT, rows=rows))
+    assert busy(REPORT) is None and "busy machine" not in printed(REPORT)
+    assert "busy machine (slow calls take" in printed(dataclasses.replace(REPORT, rows=rows))
+    loaded = dataclasses.replace(REPORT, machine=dataclasses.replace(MACHINE, load=6.5))
+    assert "busy machine (load 6.5 on 2 cores" in printed(loaded)
 
 
 def test_memory_has_no_column_where_it_was_not_measured() -> None:
