@@ -16,7 +16,10 @@ PACKAGES = ("torchsmith", "torch", "openvino", "onnxruntime", "timm", "transform
 
 @dataclass(frozen=True)
 class Machine:
-    """cpu: the vendor's name and the instruction sets that matter. cores: those this process may use. memory_gb: GiB."""
+    """cpu: the vendor's name; features: the instruction sets that matter. cores: those that this process may use.
+
+    memory_gb: GiB. load: processes that ran or waited to, over the last minute.
+    """
 
     cpu: str
     features: tuple[str, ...]
@@ -26,6 +29,7 @@ class Machine:
     system: str
     python: str
     packages: dict[str, str]
+    load: float = 0.0
 
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {self.packages[name]}" for name in PACKAGES[:4] if name in self.packages)
@@ -43,6 +47,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         packages=versions(),
+        load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchsmith.bench.report import NOISY_SPREAD, Report, spread
+from torchsmith.bench.report import Report, busy
 from torchsmith.bench.sides import SUBJECT
 
 INK = "#24292f"
@@ -56,8 +56,8 @@ def _precisions(report: Report) -> list[str]:
 
 
 def _footer(report: Report) -> str:
-    busy = f"; on a busy machine (p90 / p10 is {spread(report):.1f})" if spread(report) > NOISY_SPREAD else ""
-    return f"{report.machine.cpu}, {report.machine.threads} threads, {report.date[:10]}{busy}"
+    warning = f"; {reason}" if (reason := busy(report)) else ""
+    return f"{report.machine.cpu}, {report.machine.threads} threads, {report.date[:10]}{warning}"
 
 
 def _legend(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 FORMAT = 1
-NOISY_SPREAD = 1.5  # between an idle machine's 1.1 and a shared one's 3
-NOISY = (
-    "Something else uses this machine: slow calls take {:.1f} times what quick ones do (p90 / p10); measure again when it is idle."
-)
+# p90 / p10 of an idle machine's calls is 1.1, of a shared one's 1.5 to 3
+NOISY_SPREAD = 1.5
 
 
 @dataclass(frozen=True)
@@ -140,8 +138,20 @@ def table(report: Report) -> Group:
 
     cases = dict.fromkeys((row.model, row.batch) for row in report.rows)
     parts = [part for model, batch in cases for part in _case_table(report, model, batch)]
-    noise = [Text(NOISY.format(spread(report)), "yellow")] if spread(report) > NOISY_SPREAD else []
-    return Group(*parts, Text(str(report.machine), "dim"), *noise)
+    reason = busy(report)
+    advice = "other programs slow some sides more than others: measure again when it is idle"
+    warning = [Text(f"{reason}; {advice}", "yellow")] if reason else []
+    return Group(*parts, Text(str(report.machine), "dim"), *warning)
+
+
+def busy(report: Report) -> str | None:
+    """What says that other programs used the machine, or None."""
+    machine = report.machine
+    if machine.load > machine.cores:
+        return f"busy machine (load {machine.load:.1f} on {machine.cores} cores when the run began)"
+    if spread(report) > NOISY_SPREAD:
+        return f"busy machine (slow calls take {spread(report):.1f} times what quick ones do, p90 / p10)"
+    return None
 
 
 def spread(report: Report) -> float:

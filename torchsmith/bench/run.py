@@ -142,11 +142,12 @@ def compare(
     """The road itself, for every model and batch."""
     cases = [(model, batch) for model in models for batch in (options.batches if model.batched else (1,))]
     rows: list[Row] = []
+    machine = this_machine()  # first, as its load is what others do
     with torch.no_grad():
         for done, (model, batch) in enumerate(cases):
             rows += compare_one(model, batch, options, builders, Step(say, done, len(cases)))
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Report(this_machine(), date, command([m.name for m in models], options), tuple(rows))
+    return Report(machine, date, command([m.name for m in models], options), tuple(rows))
 
 
 def compare_one(model: Model, batch: int, options: Options, builders: Mapping[str, Builder], step: Step) -> list[Row]:
