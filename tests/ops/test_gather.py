@@ -52,3 +52,7 @@ def test_what_depends_on_the_data_is_refused(function: Callable[[torch.Tensor], 
 
 def test_a_flip_of_a_dynamic_dimension_is_refused() -> None:
     OpCase(lambda x: x.flip(0), rand(4, 3), dynamic=[(0, 0)]).refused("symbolic size")
+
+
+def test_an_index_into_nothing_is_refused() -> None:
+    OpCase(lambda x, i: x[i], torch.empty(0, 3), torch.empty(0, dtype=torch.int64)).refused("there is nothing")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import constant, expected
-from torchsmith.ir.dim import broadcast, floordiv, product, same, simplify
+from torchsmith.ir.dim import Dim, Shape, broadcast, floordiv, product, same, simplify
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
@@ -74,6 +74,21 @@ def wrapped(index: Value, size: Any) -> Value:
     return Where()(Compare("lt")(index, zero), from_end, index)
 
 
+def row_number(indices: list[Value], sizes: list[Dim], shape: Shape) -> Value:
+    """One index into dimensions of `sizes` flattened to one, from an index into each; of `shape`, to which they broadcast."""
+    if any(same(size, 0) for size in sizes):
+        raise Unsupported(f"an index into dimensions of sizes {tuple(sizes)}, where there is nothing")
+    row: Value | None = None
+    remaining = product(sizes)
+    for index, size in zip(indices, sizes):
+        remaining = floordiv(remaining, size)
+        part = wrapped(cast(index, torch.int64), size)
+        part = part if same(remaining, 1) else Binary("mul")(part, scalar(remaining, torch.int64))
+        row = part if row is None else Binary("add")(row, part)
+    assert row is not None
+    return expanded(row, shape)
+
+
 @converter(aten.embedding.default)
 def embedding(
     weight: Value, indices: Value, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
@@ -130,14 +145,7 @@ def index_tensor(x: Value, indices: list[Value | None]) -> Value:
     moved = permuted(x, dims + rest)
     rows = product(sizes)
     flat = reshaped(moved, (rows, *(x.type.shape[d] for d in rest)))
-    row, remaining = None, rows
-    for i, size in zip(given, sizes):
-        remaining = floordiv(remaining, size) if size != 1 else remaining
-        part = wrapped(cast(i, torch.int64), size)
-        part = part if remaining == 1 else Binary("mul")(part, scalar(remaining, torch.int64))
-        row = part if row is None else Binary("add")(row, part)
-    assert row is not None
-    taken = Gather(0)(flat, expanded(row, shape))
+    taken = Gather(0)(flat, row_number(given, sizes, shape))
     # where the indexed dimensions stand together, the result has index's dimensions in their place, else in front
     front = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
     n = len(shape)

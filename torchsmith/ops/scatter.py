@@ -10,14 +10,14 @@ from torch import Tensor
 
 from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import constant
-from torchsmith.ir.dim import Dim, broadcast, floordiv, product, same, simplify
+from torchsmith.ir.dim import Dim, broadcast, product, same, simplify
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.concat import concatenated
 from torchsmith.ops.expand import expanded
-from torchsmith.ops.gather import check_index, wrapped
+from torchsmith.ops.gather import check_index, row_number, wrapped
 from torchsmith.ops.permute import permuted
 from torchsmith.ops.promote import as_value, cast, scalar
 from torchsmith.ops.registry import converter
@@ -123,7 +123,7 @@ def index_put(x: Value, indices: list[Value | None], values: Value, accumulate: 
     if dims != list(range(dims[0], dims[-1] + 1)) and values.type.rank > 1:
         raise Unsupported("an assignment by indices that do not stand together")
     shape, sizes = broadcast(*(i.type.shape for i in given)), [x.type.shape[d] for d in dims]
-    row = _row_number(given, sizes, shape)
+    row = row_number(given, sizes, shape)
     others = tuple(x.type.shape[d] for d in rest)
     flat = reshaped(permuted(x, dims + rest), (product(sizes), *others))
     n, front = len(shape), dims[0]
@@ -138,18 +138,6 @@ def index_put(x: Value, indices: list[Value | None], values: Value, accumulate: 
     order = dims + rest
     back = [order.index(d) for d in range(x.type.rank)]
     return permuted(reshaped(put, (*sizes, *others)), back)
-
-
-def _row_number(given: list[Value], sizes: list[Dim], shape: tuple[Dim, ...]) -> Value:
-    row: Value | None = None
-    remaining = product(sizes)
-    for index, size in zip(given, sizes):
-        remaining = floordiv(remaining, size)
-        part = wrapped(cast(index, torch.int64), size)
-        part = part if same(remaining, 1) else Binary("mul")(part, scalar(remaining, torch.int64))
-        row = part if row is None else Binary("add")(row, part)
-    assert row is not None
-    return expanded(row, shape)
 
 
 @converter(aten.index_copy.default)
