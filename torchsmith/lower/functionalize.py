@@ -13,7 +13,8 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from torchsmith.lower.aliases import mutated, sources
-from torchsmith.lower.editing import Lowering, call, settled, substitute
+from torchsmith.lower.editing import Lowering, call, calls, settled, substitute
+from torchsmith.lower.remove_noops import idle_dropout
 
 aten = torch.ops.aten
 
@@ -21,6 +22,9 @@ aten = torch.ops.aten
 def functionalize(program: ExportedProgram, how: Lowering) -> ExportedProgram:
     """Writes to inputs and buffers become outputs, which the signature names as mutations."""
     if not functional(program.graph):
+        for node in calls(program):
+            if (original := idle_dropout(node)) is not None:  # it returns its argument; torch 2.11 traces a copy
+                substitute(node, original)
         # no table: every op that is functional already stays what it is
         program = program.run_decompositions({})
     return settled(program)

@@ -87,7 +87,8 @@ def _identity(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _dropout(node: fx.Node) -> fx.Node | None:
+def idle_dropout(node: fx.Node) -> fx.Node | None:
+    """What a dropout that does nothing is given, and returns."""
     if node.target in _DROPOUTS and (not argument(node, "train") or argument(node, "p") == 0):
         return _first(node)
     return None
@@ -135,7 +136,7 @@ def _permute(node: fx.Node) -> fx.Node | None:
     return None
 
 
-RULES: tuple[Callable[[fx.Node], fx.Node | None], ...] = (_identity, _dropout, _copy, _same_shape, _cast, _permute)
+RULES: tuple[Callable[[fx.Node], fx.Node | None], ...] = (_identity, idle_dropout, _copy, _same_shape, _cast, _permute)
 
 
 def permutation(node: fx.Node) -> list[int] | None:
