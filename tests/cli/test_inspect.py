@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchsmith import backends
 from torchsmith.cli import inspect
 from torchsmith.errors import BackendUnavailable, PackageError
 from torchsmith.package import load, save
+from torchsmith.package.archive import HEADER
 from torchsmith.target import Target
 
 
@@ -61,6 +63,23 @@ def test_a_backend_that_is_missing(package: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(backends, "get", get)
     assert "backend cannot be used here" in inspect.contents_of(package).why_not
+
+
+@pytest.mark.parametrize("missing", ["report", "versions", "target", "torch"])
+def test_a_header_that_says_too_little(cli: Any, package: Path, tmp_path: Path, missing: str) -> None:
+    path = tmp_path / "poor.pt2"
+    with zipfile.ZipFile(package) as rich, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as poor:
+        for name in rich.namelist():
+            data = rich.read(name)
+            if name.endswith(HEADER):
+                header = json.loads(data)
+                header.pop({"versions": "backends"}.get(missing, missing))
+                data = json.dumps(header).encode()
+            poor.writestr(name, data)
+    result = cli("inspect", path)
+    assert result.exit_code == 2 and result.stderr.startswith(f"error: {path}: its header cannot be read (KeyError: ")
+    if missing == "report":
+        assert "its header has no report" in cli("explain", path).stderr
 
 
 @pytest.mark.parametrize("damage", ["half", "altered", "empty", "text"])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from torchsmith import debug
 from torchsmith.cli import models, show
 from torchsmith.cli.flags import with_compile_flags
-from torchsmith.errors import InvalidOption
+from torchsmith.errors import InvalidOption, PackageError
 
 if TYPE_CHECKING:
     from torchsmith.explain import Explanation
@@ -43,9 +44,9 @@ def compile(
     check_output(output, force)
     try:
         with show.progress() as stages:
-            stages.enter("model")
+            debug.tell("model")
             fast = make(models.read(model, batch, input or ()), given)
-            stages.enter("save")
+            debug.tell("save")
             save(fast, output)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{output} was not written") from None
@@ -83,16 +84,25 @@ def explain(
 def explanation(model: str, given: dict[str, Any], batch: str | None, inputs: list[str] | tuple[()]) -> Explanation:
     import torchsmith
     from torchsmith.explain import Explanation
-    from torchsmith.package.archive import read_header
 
     if models.is_file(model) and models.kind_of(Path(model)) == "package":
         if named := [*given, *["batch"] * (batch is not None), *["input"] * bool(inputs)]:
             flag = named[0].replace("_", "-")
             raise InvalidOption(f"{model} is compiled already, so --{flag} has nothing to change; compile the model again with it")
-        return Explanation(read_header(model)["report"])
-    with show.progress() as stages:
-        stages.enter("model")
+        return Explanation(report_of(model))
+    with show.progress():
+        debug.tell("model")
         return torchsmith.explain(make(models.read(model, batch, inputs), given))
+
+
+def report_of(package: str) -> dict[str, Any]:
+    """The report in a package's header; nothing else of the file is read. Raises PackageError."""
+    from torchsmith.package.archive import read_header
+
+    report = read_header(package).get("report")
+    if not isinstance(report, dict):
+        raise PackageError(f"{package}: its header has no report; save the module again")
+    return report
 
 
 def make(described: models.Given, options: dict[str, Any]) -> CompiledModule:

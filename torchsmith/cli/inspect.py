@@ -12,17 +12,20 @@ import typer
 
 from torchsmith.cli import show
 from torchsmith.errors import BackendUnavailable, EngineMismatch, PackageError
+from torchsmith.target import Target
 
 if TYPE_CHECKING:
     from torchsmith.package.archive import Archive
     from torchsmith.runtime.plan import Input, Plan
+
+ENGINE = ("backend", "precision", "ops", "inputs", "outputs", "engine_bytes")
 
 
 @dataclass(frozen=True)
 class Contents:
     """A package without its engines and weights.
 
-    versions: what wrote it. target: what it was built for. engines: backend, inputs, outputs, precision, ops and bytes of each.
+    versions: what wrote it. target: what it was built for. engines: the report's words on each, those that ENGINE names.
     inputs, outputs: as the module's caller sees them, with ranges. weights: tensors that stay in PyTorch, in bytes.
     refusals: see `torchsmith.explain`. why_not: why it cannot run on this machine; empty where it can.
     """
@@ -64,6 +67,13 @@ def contents_of(file: Path) -> Contents:
     from torchsmith.package.archive import read_archive
 
     archive = read_archive(str(file))
+    try:
+        return _contents(file, archive)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:  # checksums do not cover the header itself
+        raise PackageError(f"{file}: its header cannot be read ({type(error).__name__}: {error}); save the module again") from error
+
+
+def _contents(file: Path, archive: Archive) -> Contents:
     header, report = archive.header, archive.header["report"]
     plan, why_not = plan_for_here(archive)
     return Contents(
@@ -75,10 +85,10 @@ def contents_of(file: Path) -> Contents:
             "torch": header["torch"],
             **{k: v for k, v in header["backends"].items() if v},
         },
-        target=header["target"],
+        target=Target.from_json(header["target"]).to_json(),
         inputs=[describe_input(i, plan) for i in plan.inputs] if plan else [],
         outputs=describe_outputs(plan) if plan else [],
-        engines=report["segments"],
+        engines=[{key: engine[key] for key in ENGINE} for engine in report["segments"]],
         weights={name: archive.entries[header["tensors"][name]["entry"]].numel() for name in plan.tensors} if plan else {},
         refusals=report["refusals"],
         why_not=why_not,
@@ -150,8 +160,6 @@ def tensor(dtype: Any, sizes: Iterable[str]) -> str:
 
 
 def print_contents(contents: Contents) -> None:
-    from torchsmith.target import Target
-
     in_torch, of = len(contents.refusals), sum(engine["ops"] for engine in contents.engines) + len(contents.refusals)
     rows = [
         ("file", f"{contents.file}, {show.size(contents.bytes)}, format {contents.format}, checksums right"),
