@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,14 @@ def types_of(node: fx.Node) -> tuple[TensorType, ...]:
 def origin_of(node: fx.Node) -> str:
     line = source_line(node)
     return f"{node.target}" + (f" at {line}" if line else "")
+
+
+def is_named(node: fx.Node, names: Collection[str]) -> bool:
+    """Whether the user named the node's op, as in `aten.add.Tensor`, `aten.add`, `aten::add` or `torch.ops.aten.add`."""
+    full = str(node.target)
+    short = full.rpartition(".")[0]
+    forms = {full, short, full.replace(".", "::", 1), short.replace(".", "::", 1), f"torch.ops.{full}", f"torch.ops.{short}"}
+    return not forms.isdisjoint(names)
 
 
 class Converter:

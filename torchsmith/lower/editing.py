@@ -18,6 +18,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchsmith.config import LowerConfig
+from torchsmith.convert import is_named
 
 # Where a node comes from; what is made of it says the same.
 _PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
@@ -32,11 +33,8 @@ class Lowering:
     kept: frozenset[str] = frozenset()
 
     def keeps(self, node: fx.Node) -> bool:
-        """Whether the user named the node's op, as in `aten.add.Tensor`, `aten.add`, `aten::add` or `torch.ops.aten.add`."""
-        full = str(node.target)
-        short = full.rpartition(".")[0]
-        forms = {full, short, full.replace(".", "::", 1), short.replace(".", "::", 1), f"torch.ops.{full}", f"torch.ops.{short}"}
-        return bool(self.kept & forms)
+        """Whether the user keeps the node's op in PyTorch."""
+        return is_named(node, self.kept)
 
 
 def copied(program: ExportedProgram) -> ExportedProgram:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from torchsmith.capture.source import source_line
 from torchsmith.config import PartitionConfig
-from torchsmith.convert import Converter, probe, types_of
+from torchsmith.convert import Converter, is_named, probe, types_of
 from torchsmith.errors import FullCompilationRequired, Unsupported
 from torchsmith.ir.dim import symbols_in
 from torchsmith.ir.graph import Node
@@ -90,7 +90,7 @@ def _reasons(program: ExportedProgram, refuses: Refuses, config: PartitionConfig
             if node.args[0] in reasons:
                 reasons[node] = reasons[node.args[0]]
             continue
-        if _excluded(node, config.torch_executed_ops):
+        if is_named(node, config.torch_executed_ops):
             reasons[node] = "torch_executed_ops names it"
             continue
         try:
@@ -102,13 +102,6 @@ def _reasons(program: ExportedProgram, refuses: Refuses, config: PartitionConfig
         if reason := next((r for n in graph.nodes if (r := refuses(n))), None):
             reasons[node] = reason
     return reasons
-
-
-def _excluded(node: fx.Node, names: frozenset[str]) -> bool:
-    full = str(node.target)  # such as aten.add.Tensor
-    short = full.rpartition(".")[0]
-    forms = {full, short, full.replace(".", "::", 1), short.replace(".", "::", 1), f"torch.ops.{full}", f"torch.ops.{short}"}
-    return bool(names & forms)
 
 
 def _by_level(program: ExportedProgram, reasons: dict[fx.Node, str]) -> list[list[fx.Node]]:
