@@ -15,8 +15,12 @@ from torchsmith.errors import InvalidOption
 if TYPE_CHECKING:
     import torch
 
-    from torchsmith.inputs import Device
+    from torchsmith.capture import NotConvertible
+    from torchsmith.inputs import Device, ExampleInputs
     from torchsmith.runtime.compiled import CompiledModule
+    from torchsmith.runtime.hybrid import HybridScript
+
+    Where = Device | torch.device | str | None
 
 # Torch-TensorRT's names for its front ends.
 IRS = ("default", "dynamo", "exported_program", "fx", "torchscript", "ts")
@@ -31,7 +35,7 @@ def compile(
     kwarg_inputs: Mapping[str, Any] | None = None,
     device: Device | torch.device | str | None = None,
     **options: Any,
-) -> CompiledModule:
+) -> CompiledModule | HybridScript:
     """Compile a model for inference.
 
     module: an `nn.Module` in eval mode, an `ExportedProgram`, a `GraphModule` or a `ScriptModule`; it is not changed.
@@ -41,25 +45,38 @@ def compile(
     `enabled_precisions={torch.float32}` (dtypes that engines may compute in), `min_block_size=5`, `torch_executed_ops`,
     `require_full_compilation=False`, `backend=None`, `performance_hint="latency"`, `num_threads=0`.
 
-    Returns a module with the original's call signature, inputs and outputs. Raises InvalidOption, InvalidInput,
-    CaptureError, BackendUnavailable, FullCompilationRequired or BuildError, each with what to do.
+    Returns a module with the original's call signature, inputs and outputs. A ScriptModule that keeps state or looks at values
+    becomes a `HybridScript`, in which submodules are compiled and TorchScript runs what is around them.
+    Raises InvalidOption, InvalidInput, CaptureError, BackendUnavailable, FullCompilationRequired or BuildError,
+    each with what to do.
     """
+    from torchsmith.capture import NotConvertible
+    from torchsmith.inputs import resolve
+
+    if ir not in IRS:
+        raise InvalidOption(f"ir={ir!r}; torchsmith takes {', '.join(IRS)}, which all mean the same here")
+    config = Config.from_options(**options)
+    examples = resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs)
+    try:
+        return whole(module, examples, config, device)
+    except NotConvertible as why:
+        return in_parts(module, examples, config, device, why)
+
+
+def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -> CompiledModule:
+    """The road: a model as one program."""
     from torchsmith import debug
     from torchsmith.backends import choose
     from torchsmith.build import build
     from torchsmith.capture import capture
-    from torchsmith.inputs import Device, resolve
+    from torchsmith.inputs import Device
     from torchsmith.lower import lower
     from torchsmith.partition.segments import partition
     from torchsmith.report import report
     from torchsmith.runtime.compiled import CompiledModule
 
-    if ir not in IRS:
-        raise InvalidOption(f"ir={ir!r}; torchsmith takes {', '.join(IRS)}, which all mean the same here")
-    config = Config.from_options(**options)
     started = time.perf_counter()
     with debug.road(config) as stage:
-        examples = resolve(inputs if arg_inputs is None else arg_inputs, kwarg_inputs)
         captured = stage("capture", capture, module, examples, config.capture)
         backend, target = choose(config.backend, captured.device if device is None else Device.of(device).torch)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
@@ -67,3 +84,22 @@ def compile(
         built = stage("build", build, partitioned, backend, target, config)
     record = report(partitioned, built, backend, target, config, time.perf_counter() - started)
     return CompiledModule(built.program, record, captured.signature)
+
+
+def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where, why: NotConvertible) -> HybridScript:
+    """A ScriptModule that is no program: the road for each of its parts, TorchScript for the control flow around them."""
+    from torchsmith import debug
+    from torchsmith.backends import choose
+    from torchsmith.capture import split
+    from torchsmith.inputs import Device, resolve
+    from torchsmith.report import report_of_parts
+    from torchsmith.runtime.hybrid import CompiledPart, HybridScript
+
+    started = time.perf_counter()
+    with debug.road(config) as stage:
+        found = stage("split", split, module, examples, why, config)
+    backend, target = choose(config.backend, found.device if device is None else Device.of(device).torch)
+    compiled = [(part.path, whole(part.captured.program, resolve(), config, device)) for part in found.parts]
+    reports = [(path, module.report) for path, module in compiled]
+    record = report_of_parts(found.name, why, reports, backend, target, config, time.perf_counter() - started)
+    return HybridScript(found.script, [CompiledPart(*part) for part in compiled], record)

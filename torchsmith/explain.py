@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from torchsmith.runtime.compiled import CompiledModule
+    from torchsmith.runtime.hybrid import HybridScript
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Explanation:
     """The compiled module's report; shows itself as tables.
 
     segments: one dictionary an engine (backend, precision, ops, inputs, outputs, engine_bytes, seconds). refusals: one
-    a node that stayed in PyTorch (node, op, reason, where).
+    a node that stayed in PyTorch (node, op, reason, where). Of a TorchScript module that was compiled in parts, engines also
+    have the path of their submodule (part), and the last refusal is of the module itself, whose control flow stayed.
     """
 
     report: dict[str, Any]
@@ -36,11 +38,12 @@ class Explanation:
     @property
     def summary(self) -> str:
         """One sentence."""
-        inside, total = self.report["ops_in_engines"], self.report["ops"]
+        inside, total, script = self.report["ops_in_engines"], self.report["ops"], self.report.get("script")
         if not self.segments:
-            return f"no engine: all {total} ops run in PyTorch"
+            return f"no engine: {script} runs in TorchScript" if script else f"no engine: all {total} ops run in PyTorch"
         engines = "1 engine" if len(self.segments) == 1 else f"{len(self.segments)} engines"
-        return f"{engines} ({self.report['backend']}) with {inside} of {total} ops; {total - inside} in PyTorch"
+        rest = f", the control flow of {script} in TorchScript" if script else ""
+        return f"{engines} ({self.report['backend']}) with {inside} of {total} ops; {total - inside} in PyTorch{rest}"
 
     def __rich__(self) -> Group:
         from rich.console import Group
@@ -50,12 +53,14 @@ class Explanation:
         parts: list[Any] = [self.summary]
         if self.segments:
             table = Table(title="engines", title_justify="left")
-            for column in ("#", "backend", "precision", "ops", "inputs", "outputs", "MiB", "built in"):
+            named = ["part"] if "script" in self.report else []
+            for column in ("#", *named, "backend", "precision", "ops", "inputs", "outputs", "MiB", "built in"):
                 table.add_column(column, justify="right" if column in ("#", "ops", "MiB", "built in") else "left", overflow="fold")
             for number, s in enumerate(self.segments):
                 size, seconds = f"{s['engine_bytes'] / 2**20:.1f}", f"{s['seconds']:.2f} s"
                 row = (
                     str(number),
+                    *(s[name] for name in named),
                     s["backend"],
                     s["precision"],
                     str(s["ops"]),
@@ -96,13 +101,13 @@ def _lines(types: list[str]) -> str:
     return "\n".join(types[:4] + ([f"… {len(types) - 4} more"] if len(types) > 4 else []))
 
 
-def explain(module: CompiledModule) -> Explanation:
+def explain(module: CompiledModule | HybridScript) -> Explanation:
     """The engines of a compiled module and, for every op that stayed in PyTorch, the reason and the user's source line.
 
     Raises InvalidInput for what `torchsmith.compile` and `torchsmith.load` did not return.
     """
-    from torchsmith.runtime.compiled import CompiledModule
+    from torchsmith.runtime.finished import FinishedModule
 
-    if not isinstance(module, CompiledModule):
+    if not isinstance(module, FinishedModule):
         raise InvalidInput(f"explain() takes what torchsmith.compile() or load() returned; it got {type(module).__name__}")
     return Explanation(module.report)

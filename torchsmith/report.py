@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from torchsmith.backends import Backend
 from torchsmith.build import Built
+from torchsmith.capture import NotConvertible
 from torchsmith.config import Config
-from torchsmith.partition.segments import Partitioned
+from torchsmith.partition.segments import Partitioned, Refusal
 from torchsmith.target import Target
 from torchsmith.version import __version__
 
@@ -21,14 +23,9 @@ def report(
     """seconds: the whole compilation's wall time."""
     inside = sum(len(e.segment.nodes) for e in built.engines)
     return {
-        "torchsmith": __version__,
-        "torch": torch.__version__,
-        "backend": backend.name,
-        "target": target.to_json(),
-        "options": {name: _plain(value) for name, value in _flat(config).items()},
+        **_head(backend, target, config, seconds),
         "ops": inside + len(partitioned.refusals),
         "ops_in_engines": inside,
-        "seconds": round(seconds, 3),
         "segments": [
             {
                 "backend": backend.name,
@@ -42,6 +39,39 @@ def report(
             for e in built.engines
         ],
         "refusals": [dataclasses.asdict(r) for r in partitioned.refusals],
+    }
+
+
+def report_of_parts(
+    script: str, why: NotConvertible, parts: Sequence[tuple[str, Mapping[str, Any]]],
+    backend: Backend, target: Target, config: Config, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The same of a ScriptModule that was compiled in parts. script: its class. parts: each one's path and own report.
+
+    Engines and refusals have the path of their part; one more refusal says why the rest stayed in TorchScript.
+    """
+    rest = Refusal("", script, str(why), why.where)
+    return {
+        **_head(backend, target, config, seconds),
+        "script": script,
+        "ops": sum(part["ops"] for _, part in parts),
+        "ops_in_engines": sum(part["ops_in_engines"] for _, part in parts),
+        "segments": [{"part": path, **segment} for path, part in parts for segment in part["segments"]],
+        "refusals": [
+            *({**refusal, "node": f"{path}.{refusal['node']}"} for path, part in parts for refusal in part["refusals"]),
+            dataclasses.asdict(rest),
+        ],
+    }
+
+
+def _head(backend: Backend, target: Target, config: Config, seconds: float) -> dict[str, Any]:
+    return {
+        "torchsmith": __version__,
+        "torch": torch.__version__,
+        "backend": backend.name,
+        "target": target.to_json(),
+        "options": {name: _plain(value) for name, value in _flat(config).items()},
+        "seconds": round(seconds, 3),
     }
 
 

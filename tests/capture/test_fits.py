@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from torchsmith.capture.fits import fits, misfit
+from torchsmith.capture.fits import misfit
 
 
 class Model(nn.Module):
@@ -50,17 +50,3 @@ def test_a_call_that_fits(program: ExportedProgram, given: Any) -> None:
 def test_a_call_that_does_not(program: ExportedProgram, given: Any, why: str) -> None:
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(misfit(program, *given))
-
-
-def test_the_quick_test_agrees(program: ExportedProgram) -> None:
-    fixed = torch.export.export(nn.Bilinear(3, 4, 5), (torch.rand(2, 3), torch.rand(2, 4)))
-    quick = fits(fixed)
-    assert quick((torch.rand(2, 3), torch.rand(2, 4)))
-    for args in [(torch.rand(2, 3),), (torch.rand(2, 3), torch.rand(3, 4)), (torch.rand(2, 3).double(), torch.rand(2, 4)), (1, 2)]:
-        assert not quick(args) and misfit(fixed, args, {})
-    assert not fits(program)(call()[0]), "keywords are missing"
-
-
-def test_the_quick_test_of_a_dynamic_program() -> None:
-    quick = fits(torch.export.export(nn.Linear(3, 3), (torch.rand(4, 3),), dynamic_shapes=({0: Dim("b", min=2, max=8)},)))
-    assert quick((torch.rand(5, 3),)) and not quick((torch.rand(9, 3),))

@@ -10,10 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchsmith.capture import HybridScript, NotConvertible, Split, capture, split
-from torchsmith.errors import InvalidInput
+from torchsmith.capture import NotConvertible, Split, capture, split
+from torchsmith.capture.fits import misfit
+from torchsmith.capture.split import Part
+from torchsmith.config import Config, PartitionConfig
+from torchsmith.errors import FullCompilationRequired, InvalidInput
 from torchsmith.inputs import Input, resolve
+from torchsmith.runtime.hybrid import CompiledPart, HybridScript
 
+WHY = NotConvertible("it keeps state")
 quiet = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; users have it all the same
 
 
@@ -77,15 +82,19 @@ def stream() -> Any:
 def parts_of(split: Split, calls: list[str] | None = None) -> HybridScript:
     """The hybrid with each part run as exported, which notes its calls."""
 
-    def run(path: str, module: Any) -> Any:
+    def run(part: Part) -> Any:
+        module = part.captured.program.module()
+
         def call(*args: Any) -> Any:
+            if reason := misfit(part.captured.program, args, {}):
+                raise InvalidInput(reason)
             if calls is not None:
-                calls.append(path)
+                calls.append(part.path)
             return module(*args)
 
         return call
 
-    return HybridScript(split.script, [(p.path, p.captured.program, run(p.path, p.captured.program.module())) for p in split.parts])
+    return HybridScript(split.script, [CompiledPart(p.path, run(p)) for p in split.parts], {})
 
 
 @quiet
@@ -93,16 +102,17 @@ def test_the_largest_submodules_that_can_be_exported(stream: Any) -> None:
     inputs = resolve([Input((2, 4))])
     with pytest.raises(NotConvertible) as refused:
         capture(stream, inputs)
-    found = split(stream, inputs, str(refused.value))
+    found = split(stream, inputs, refused.value)
     assert [p.path for p in found.parts] == ["encoder", "gate.encoder"], "gate looks at values, its encoder does not"
-    assert "Stream" in found.why
+    assert found.name == "Stream" and "Stream reads self.h" in str(refused.value)
+    assert "test_split.py" in refused.value.where and "len(self.h)" in refused.value.where
 
 
 @quiet
 def test_the_hybrid_is_the_same_function_with_the_same_state(stream: Any) -> None:
     ours, calls = torch.jit.script(Stream().eval()), []
     ours.load_state_dict(stream.state_dict())
-    hybrid = parts_of(split(stream, resolve([Input((2, 4))]), ""), calls)
+    hybrid = parts_of(split(stream, resolve([Input((2, 4))]), WHY), calls)
     assert len(stream.h) == 0 and stream.calls == 0 and hybrid.calls == 0, "finding the parts left traces in the state"
     xs = [torch.randn(2, 4) for _ in range(4)]
     for x in xs:
@@ -117,7 +127,7 @@ def test_the_hybrid_is_the_same_function_with_the_same_state(stream: Any) -> Non
 @quiet
 def test_a_call_of_other_sizes_runs_in_torchscript(stream: Any) -> None:
     calls: list[str] = []
-    hybrid = parts_of(split(stream, resolve([Input((2, 4))]), ""), calls)
+    hybrid = parts_of(split(stream, resolve([Input((2, 4))]), WHY), calls)
     want = stream(torch.ones(3, 4))
     stream.reset()
     torch.testing.assert_close(hybrid(torch.ones(3, 4)), want)
@@ -127,7 +137,7 @@ def test_a_call_of_other_sizes_runs_in_torchscript(stream: Any) -> None:
 @quiet
 def test_the_modules_own_error_is_told(stream: Any) -> None:
     with pytest.raises(InvalidInput, match=r"Stream fails on these inputs.*inputs\[0\]: float32\[2, 5\]"):
-        split(stream, resolve([Input((2, 5))]), "")
+        split(stream, resolve([Input((2, 5))]), WHY)
 
 
 @quiet
@@ -137,9 +147,18 @@ def test_a_module_without_such_submodules_has_no_parts() -> None:
             return x + 1 if bool(x.sum() > 0) else x
 
     script = torch.jit.script(Bare())
-    found = split(script, resolve([Input((2,))]), "")
+    found = split(script, resolve([Input((2,))]), WHY)
     assert found.parts == ()
-    torch.testing.assert_close(HybridScript(found.script, [])(torch.ones(2)), torch.full((2,), 2.0))
+    torch.testing.assert_close(HybridScript(found.script, [], {})(torch.ones(2)), torch.full((2,), 2.0))
+
+
+@quiet
+def test_only_a_script_module_has_parts_and_only_where_parts_will_do(stream: Any) -> None:
+    with pytest.raises(NotConvertible, match="it keeps state"):
+        split(nn.Sequential(stream), resolve([Input((2, 4))]), WHY)  # type: ignore[arg-type]
+    full = Config(partition=PartitionConfig(require_full_compilation=True))
+    with pytest.raises(FullCompilationRequired, match="only parts of this model could be compiled: it keeps state"):
+        split(stream, resolve([Input((2, 4))]), WHY, full)
 
 
 @quiet
@@ -149,7 +168,7 @@ def test_a_voice_detector_with_state() -> None:
         pytest.skip("silero_vad is not installed")
     path = Path(spec.origin).parent / "data" / "silero_vad.jit"
     script, original = (torch.jit.load(str(path)).eval() for _ in range(2))
-    found = split(script, resolve([Input((1, 512)), 16000]), "")
+    found = split(script, resolve([Input((1, 512)), 16000]), WHY)
     assert [p.path for p in found.parts] == ["_model"], "all of the network, and none of the state around it"
     calls: list[str] = []
     hybrid = parts_of(found, calls)

@@ -2,6 +2,6 @@
 
 from torchsmith.capture.export import Captured, capture
 from torchsmith.capture.script_code import NotConvertible
-from torchsmith.capture.split import HybridScript, Split, split
+from torchsmith.capture.split import Split, split
 
-__all__ = ["Captured", "HybridScript", "NotConvertible", "Split", "capture", "split"]
+__all__ = ["Captured", "NotConvertible", "Split", "capture", "split"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,34 +35,6 @@ def misfit(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, An
         if reason:
             return f"{argument.name or pytree.keystr(path)} {reason}"
     return _outside(program, sizes)
-
-
-def fits(program: ExportedProgram) -> Callable[[tuple[Any, ...]], bool]:
-    """A quick test of whether positional arguments fit a program; some 2 µs where they are tensors of fixed sizes."""
-    expected: list[Any] = []
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind == InputKind.USER_INPUT:
-            value: Any = spec.arg.value if isinstance(spec.arg, ConstantArgument) else values[spec.arg.name]
-            fixed = isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
-            expected.append((value.dtype, torch.Size(value.shape)) if fixed else value)
-    in_spec = program.call_spec.in_spec
-    flat = in_spec is not None and in_spec == pytree.tree_structure((tuple(range(len(expected))), {}))
-    if not flat or any(isinstance(e, torch.Tensor) for e in expected):
-        return lambda args: misfit(program, args, {}) is None
-
-    def test(args: tuple[Any, ...]) -> bool:
-        if len(args) != len(expected):
-            return False
-        for given, wanted in zip(args, expected, strict=True):
-            if type(wanted) is tuple:
-                if not isinstance(given, torch.Tensor) or given.dtype is not wanted[0] or given.shape != wanted[1]:
-                    return False
-            elif type(given) is not type(wanted) or given != wanted:
-                return False
-        return True
-
-    return test
 
 
 def _constant(declared: Any, given: Any) -> str | None:

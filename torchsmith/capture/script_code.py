@@ -27,8 +27,13 @@ _running = threading.local()  # .lines: where the calls that are running come fr
 class NotConvertible(CaptureError):
     """A ScriptModule does what an exported program cannot: it keeps state, looks at values, or uses what only TorchScript has.
 
-    `torchsmith.capture.split` then finds the submodules that can be exported.
+    `torchsmith.capture.split` then finds the submodules that can be exported. where: the line that does it, "" where TorchScript
+    does not know.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.where = last_line() or ""
 
 
 @dataclass
@@ -117,6 +122,7 @@ class _Reader:
         value = node.output().toIValue()
         if isinstance(value, torch.Tensor):
             if value.is_mkldnn:
+                _running.last = _source(node)
                 raise NotConvertible(f"the ScriptModule has weights in oneDNN's own layout{_OPTIMIZED}")
             self.code.tensors.append((out, value.detach()))
             if value.dim() == 0 and value.device.type == "cpu" and not value.is_complex():
@@ -159,18 +165,20 @@ class _Reader:
         return step
 
     def GetAttr(self, node: Any, ins: list[int], outs: list[int]) -> Step:
-        name, (owner,), (out,) = node.s("name"), ins, outs
+        name, (owner,), (out,), source = node.s("name"), ins, outs, _source_of_read(node)
 
         def step(frame: Frame) -> None:
             thing = frame[owner]
+            _running.last = source
             frame[out] = thing.ts_read(name) if hasattr(thing, "ts_read") else getattr(thing, name)
 
         return step
 
     def SetAttr(self, node: Any, ins: list[int], outs: list[int]) -> Step:
-        name, (owner, value) = node.s("name"), ins
+        name, (owner, value), source = node.s("name"), ins, _source(node)
 
         def step(frame: Frame) -> None:
+            _running.last = source
             frame[owner].ts_write(name, frame[value])
 
         return step
@@ -236,10 +244,10 @@ class _Reader:
         call = None if opaque else _operator(node.kind(), schema)
         if call is None:
             kind = node.kind() + (f".{schema.overload}" if schema and schema.overload else "")
-
-            advice = _OPTIMIZED if "mkldnn" in kind.lower() else ""
+            advice, source = _OPTIMIZED if "mkldnn" in kind.lower() else "", _source(node)
 
             def refuse(frame: Frame) -> None:
+                _running.last = source
                 raise NotConvertible(f"TorchScript's {kind} has no counterpart that export can trace{advice}")
 
             return refuse
@@ -356,6 +364,11 @@ def last_line() -> str | None:
 
 _SCRIPTED = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _TRACED = re.compile(r"^(?P<file>[^\s()]+)\((?P<line>\d+)\): (?P<function>\S+)$", re.MULTILINE)
+
+
+def _source_of_read(node: Any) -> str:
+    """The place of a prim::GetAttr, which TorchScript notes only for what takes the value."""
+    return _source(node) or next((text for use in node.output().uses() if (text := _source(use.user))), "")
 
 
 def _source(node: Any) -> str:

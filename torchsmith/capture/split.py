@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.export import ExportedProgram
 
 from torchsmith.capture import diagnose
 from torchsmith.capture.export import Captured, capture
-from torchsmith.capture.fits import fits, misfit
+from torchsmith.capture.fits import misfit
 from torchsmith.capture.private import device_of
+from torchsmith.capture.script_code import NotConvertible
 from torchsmith.capture.torchscript import Scripted
-from torchsmith.config import CaptureConfig
-from torchsmith.errors import CaptureError, InvalidInput
+from torchsmith.config import CaptureConfig, Config
+from torchsmith.errors import CaptureError, FullCompilationRequired, InvalidInput
 from torchsmith.inputs import ExampleInputs, resolve
 
 
@@ -31,21 +29,37 @@ class Part:
 
 @dataclass(frozen=True)
 class Split:
-    """What of a ScriptModule can be exported. script: a copy of it, whose state is as the user's was. why: what the rest does."""
+    """What of a ScriptModule can be exported. script: a copy of it, whose state is as the user's was."""
 
     script: torch.jit.ScriptModule
     parts: tuple[Part, ...]
-    why: str
+
+    @property
+    def name(self) -> str:
+        """The module's class."""
+        return str(self.script.original_name)
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.script) or torch.device("cpu")
 
 
-def split(script: torch.jit.ScriptModule, inputs: ExampleInputs, why: str, config: CaptureConfig | None = None) -> Split:
+def split(script: torch.jit.ScriptModule, inputs: ExampleInputs, why: NotConvertible, config: Config | None = None) -> Split:
     """Find the largest submodules that can be exported.
 
     The module is run twice on a copy, since a stateful one often starts with a different first call; every submodule that the
     second call reaches is tried for the inputs it has there, its own submodules where that fails. Sizes are fixed.
 
-    Raises InvalidInput where the module itself fails on these inputs.
+    why: what keeps it from being exported whole. It is raised again where the ScriptModule is inside of a module of the user's,
+    and is the reason of a FullCompilationRequired. Raises InvalidInput where the module itself fails on these inputs.
     """
+    config = config or Config()
+    if not isinstance(script, torch.jit.ScriptModule):
+        raise why
+    if config.partition.require_full_compilation:
+        raise FullCompilationRequired(
+            f"require_full_compilation=True, and only parts of this model could be compiled: {why}"
+        ) from why
     inputs = inputs.on(device_of(script))
     trial = copy.deepcopy(script)
     tree = Scripted.of(trial, tracing=False)
@@ -62,9 +76,9 @@ def split(script: torch.jit.ScriptModule, inputs: ExampleInputs, why: str, confi
     for path, args in calls:
         inside = any(path == p.path or path.startswith(f"{p.path}.") for p in parts)
         if path and not (inside and not any(path == p.path for p in parts)):
-            part = _captured(scripts[path], path, args, parts, config)
+            part = _captured(scripts[path], path, args, parts, config.capture)
             parts += [part] if part else []
-    return Split(copy.deepcopy(script), tuple(parts), why)
+    return Split(copy.deepcopy(script), tuple(parts))
 
 
 def _captured(module: Any, path: str, args: tuple[Any, ...], parts: list[Part], config: CaptureConfig | None) -> Part | None:
@@ -76,64 +90,3 @@ def _captured(module: Any, path: str, args: tuple[Any, ...], parts: list[Part], 
     except (CaptureError, InvalidInput):  # its submodules are tried next
         return None
     return Part(path, captured) if any(n.op == "call_function" for n in captured.program.graph.nodes) else None
-
-
-class HybridScript(nn.Module):
-    """A ScriptModule in which some submodules are compiled; the same call, the same methods, the same state.
-
-    script: the ScriptModule, which keeps the state and everything that is not compiled. parts: (path, program, compiled) for
-    each submodule: `compiled` is called in the place of the submodule wherever the call fits `program`.
-    """
-
-    def __init__(self, script: torch.jit.ScriptModule, parts: Sequence[tuple[str, ExportedProgram, Callable[..., Any]]]) -> None:
-        super().__init__()
-        self.training = False
-        self.__dict__["script"], self.__dict__["parts"] = script, tuple(parts)  # past nn.Module: a ScriptModule is not its child
-        chosen: dict[str, list[tuple[ExportedProgram, Callable[..., Any]]]] = {}
-        for path, program, compiled in parts:
-            chosen.setdefault(path, []).append((program, compiled))
-        self.tree = Scripted.of(script, tracing=False)
-        _put(self.tree, "", chosen)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            return self.tree(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.script, name)  # the ScriptModule's own methods and attributes, such as reset_states()
-
-
-class _Choice(nn.Module):
-    """A submodule with its compiled forms, each for the calls that fit it."""
-
-    def __init__(self, script: torch.jit.ScriptModule, forms: list[tuple[ExportedProgram, Callable[..., Any]]]) -> None:
-        super().__init__()
-        self.__dict__["script"], self.__dict__["forms"] = script, [(fits(program), compiled) for program, compiled in forms]
-
-    def forward(self, *args: Any) -> Any:
-        for fit, compiled in self.forms:
-            if fit(args):
-                return compiled(*args)
-        return self.script(*args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["script"], name)
-
-
-def _put(module: Scripted, path: str, chosen: dict[str, Any]) -> bool:
-    """Put compiled forms below a module; submodules without any go back to TorchScript. Whether there were any."""
-    found = False
-    for name, child in list(module._modules.items()):
-        at = f"{path}.{name}".lstrip(".")
-        assert isinstance(child, Scripted), type(child)
-        if at in chosen:
-            module._modules[name] = _Choice(child.ts.script, chosen[at])
-            found = True
-        elif _put(child, at, chosen):
-            found = True
-        else:
-            module._modules[name] = child.ts.script
-    return found

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchsmith.errors import TorchsmithError
 from torchsmith.runtime import engine_op  # noqa: F401 - a program with engines needs the op
 from torchsmith.runtime.binding import Binder
 from torchsmith.runtime.codegen import function_of
 from torchsmith.runtime.engines import LoadedEngine, obtain
+from torchsmith.runtime.finished import FinishedModule
 from torchsmith.runtime.plan import Plan, TensorInput
 from torchsmith.runtime.writes import written
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-class CompiledModule(nn.Module):
+class CompiledModule(FinishedModule):
     """A model compiled for inference, called like the original.
 
     Takes the arguments of the original, by position or by name, and gives its outputs, nested in the same containers. Sizes,
@@ -33,7 +33,6 @@ class CompiledModule(nn.Module):
     Buffers that the model writes to belong to this module, and inputs that it writes to are written to.
     """
 
-    report: dict[str, Any]
     plan: Plan
     tensors: dict[str, Tensor]
     engines: list[LoadedEngine]
@@ -67,7 +66,6 @@ class CompiledModule(nn.Module):
         verified: bool,
     ) -> None:
         super().__init__()
-        super().train(False)
         self.report, self.plan = dict(report), plan
         self.tensors = {name: tensors[name].detach() for name in plan.tensors}
         self.engines = [obtain(call.spec, tensors[call.constant], call.device, verified=verified) for call in plan.engine_calls]
@@ -104,41 +102,12 @@ class CompiledModule(nn.Module):
         engines = ", ".join(f"{count} {name} engine{'s' * (count > 1)}" for name, count in backends.items()) or "no engine"
         return f"CompiledModule({engines}, {len(self.plan.torch_calls)} ops in PyTorch, on {self.device})"
 
-    def train(self, mode: bool = True) -> CompiledModule:
-        """Only `train(False)`, which is what `eval()` calls. Raises TorchsmithError."""
-        if mode:
-            raise TorchsmithError(
-                "a compiled module is for inference and cannot be trained; train the original model and compile it again"
-            )
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledModule:
-        """What `.to()`, `.cuda()` and `.half()` come down to: allowed where it changes nothing. Raises TorchsmithError."""
-        before = torch.empty(0, device=self.device)
-        after = fn(before)
-        if after.device.type != before.device.type:
-            raise TorchsmithError(
-                f"this module was compiled for {before.device} and cannot move to {after.device}; "
-                f"compile the original model with device={str(after.device)!r}"
-            )
-        if after.dtype != before.dtype:
-            raise TorchsmithError(
-                f"the precision of a compiled module is fixed; compile the original model with enabled_precisions={{{after.dtype}}}"
-            )
-        return self
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of overloads
         """The tensors that stay in PyTorch, by their names in the original; those inside engines are not among them."""
         prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
         destination: dict[str, Any] = kwargs.get("destination") or (args[0] if args else {})
         destination.update({prefix + name: tensor for name, tensor in self.tensors.items()})
         return destination
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises TorchsmithError: weights are compiled in."""
-        raise TorchsmithError(
-            "the weights of a compiled module are built into its engines; load them into the original model and compile it again"
-        )
 
     def __copy__(self) -> CompiledModule:
         return self._twin(self.tensors)
@@ -149,18 +118,12 @@ class CompiledModule(nn.Module):
 
     def _twin(self, tensors: dict[str, Tensor]) -> CompiledModule:
         twin = type(self).__new__(type(self))
-        nn.Module.__init__(twin)
-        nn.Module.train(twin, False)
+        FinishedModule.__init__(twin)
         twin.report, twin.plan, twin.tensors, twin.engines = copy.deepcopy(self.report), self.plan, tensors, self.engines
         own = {name: tensors[name] for name in written(self.plan)}
         twin._program = lambda: _with_tensors(self.program, own)
         twin._bind_plan()
         return twin
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TorchsmithError(
-            "a compiled module cannot be pickled; write it with torchsmith.save(module, path), read it with torchsmith.load(path)"
-        )
 
 
 def _with_tensors(program: ExportedProgram, own: Mapping[str, Tensor]) -> ExportedProgram:
