@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch.nn import functional as F
 
 from torchsmith.testing.op_case import OpCase, rand
@@ -32,3 +33,14 @@ def test_indices(rank: int, output: int) -> None:
 @pytest.mark.parametrize("functions", [MEAN, MAX], ids=["mean", "max"])
 def test_sizes_that_vary(functions: dict, output: int) -> None:
     OpCase(lambda x: functions[2](x, output), rand(3, 3, 6, 7), dynamic=[(0, 0), (0, 3)], tie=False, least=3).accepted()
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_core_names(rank: int) -> None:
+    function = getattr(torch.ops.aten, f"_adaptive_avg_pool{rank}d").default
+    OpCase(lambda x: function(x, [3] * rank), rand(2, 3, *[8] * rank)).accepted()
+
+
+def test_integers_are_refused() -> None:
+    x = torch.ones(1, 2, 8, 8, dtype=torch.int64)
+    OpCase(lambda x: torch.ops.aten._adaptive_avg_pool2d(x, [3, 3]), x).refused(why="it takes .* of a floating dtype")

@@ -36,5 +36,13 @@ def test_sizes_that_vary() -> None:
     OpCase(lambda x, m, v: F.batch_norm(x, m, v), rand(2, 4, 3, 3), *STATISTICS, dynamic=[(0, 0), (0, 2)], tie=False).accepted()
 
 
-def test_statistics_of_the_batch_are_refused() -> None:
-    OpCase(lambda x: F.batch_norm(x, None, None, training=True), rand(2, 4, 3)).refused(why=r"call \.eval\(\)")
+@pytest.mark.parametrize("shape", [(5, 4), (2, 4, 3, 3)], ids=str)
+def test_without_running_statistics(shape: tuple) -> None:
+    OpCase(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), rand(*shape), rand(4), rand(4)).accepted()
+    OpCase(lambda x: F.batch_norm(x, None, None, training=True), rand(*shape)).accepted()
+
+
+def test_training_is_refused() -> None:
+    function = torch.ops.aten.native_batch_norm.default
+    case = OpCase(lambda x, m, v: function(x, None, None, m, v, True, 0.1, 1e-5)[0], rand(2, 4, 3), *STATISTICS)
+    case.refused(why=r"call \.eval\(\)")

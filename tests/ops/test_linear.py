@@ -13,6 +13,12 @@ def test_no_bias() -> None:
     OpCase(lambda x, w: F.linear(x, w), rand(2, 1), rand(1, 1)).accepted()
 
 
+def test_bilinear() -> None:
+    OpCase(
+        lambda a, b, w, c: F.bilinear(a, b, w, c), rand(2, 7, 3), rand(2, 7, 4), rand(5, 3, 4), rand(5), dynamic=[(0, 1), (1, 1)]
+    ).accepted()
+
+
 def test_sizes_that_vary() -> None:
     OpCase(lambda x, w, b: F.linear(x, w, b), rand(2, 3, 5), rand(4, 5), rand(4), dynamic=[(0, 0), (0, 1)], tie=False).accepted()
 

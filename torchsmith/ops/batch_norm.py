@@ -13,8 +13,11 @@ from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops._moments import moments
+from torchsmith.ops.binary import Binary
 from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter
+from torchsmith.ops.reshape import reshaped
 
 aten = torch.ops.aten
 
@@ -42,8 +45,10 @@ def batch_norm(
     x: Value, weight: Value | None, bias: Value | None, mean: Value | None, var: Value | None,
     training: bool, momentum: float, eps: float, cudnn_enabled: bool = False,
 ) -> Value:  # fmt: skip
-    if training or mean is None or var is None:
-        raise Unsupported("batch norm that takes its statistics from the batch; call .eval(), and keep track_running_stats=True")
+    if mean is None or var is None:
+        return _with_statistics_of_the_batch(x, weight, bias, eps)
+    if training:
+        raise Unsupported("batch norm in training mode, which changes its running statistics; call .eval()")
     weight = weight or constant(torch.ones_like(_zeros(mean)), "ones")
     bias = bias or constant(_zeros(mean), "zeros")
     parameters = (weight, bias, mean, var)
@@ -52,6 +57,17 @@ def batch_norm(
         wide = [cast(value, torch.float32) for value in (x, *parameters)]
         return cast(BatchNorm(eps)(*wide), x.type.dtype)
     return BatchNorm(eps)(x, *parameters)
+
+
+def _with_statistics_of_the_batch(x: Value, weight: Value | None, bias: Value | None, eps: float) -> Value:
+    """Without running statistics, each channel is normalised by its own, in float32 at least."""
+    mean, rstd = moments(x, (0, *range(2, x.type.rank)), eps)
+    y = Binary("mul")(Binary("sub")(cast(x, mean.type.dtype), mean), rstd)
+    per_channel = (x.type.shape[1], *[1] * (x.type.rank - 2))
+    for function, parameter in (("mul", weight), ("add", bias)):
+        if parameter is not None:
+            y = Binary(function)(y, reshaped(cast(parameter, y.type.dtype), per_channel))
+    return cast(y, x.type.dtype)
 
 
 def _zeros(like: Value) -> Tensor:

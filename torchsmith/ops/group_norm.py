@@ -13,8 +13,9 @@ from torchsmith.ir.dim import Dim, floordiv, product
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops._moments import moments
 from torchsmith.ops.batch_norm import batch_norm
-from torchsmith.ops.layer_norm import check_parameter, scaled, statistics
+from torchsmith.ops.layer_norm import check_parameter, scaled
 from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter
 from torchsmith.ops.reshape import reshaped
@@ -67,7 +68,7 @@ def native_group_norm(
     y = group_norm(x, groups, weight, bias, eps)
     _, *types = current().expected
     members = floordiv(product(x.type.shape[1:]), groups)
-    values = statistics(reshaped(x, (x.type.shape[0], groups, members)), (2,), eps)
+    values = moments(reshaped(x, (x.type.shape[0], groups, members)), (2,), eps)
     return (y, *(cast(reshaped(value, type.shape), type.dtype) for value, type in zip(values, types, strict=True)))
 
 

@@ -14,11 +14,9 @@ from torchsmith.ir.dim import Dim
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
-from torchsmith.ops.binary import Binary
-from torchsmith.ops.promote import cast, scalar
-from torchsmith.ops.reduce import Reduce
+from torchsmith.ops._moments import moments
+from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter
-from torchsmith.ops.unary import Unary
 
 aten = torch.ops.aten
 
@@ -78,16 +76,7 @@ def layer_norm(
 @converter(aten.native_layer_norm.default)
 def native_layer_norm(x: Value, shape: Sequence[Dim], weight: Value | None, bias: Value | None, eps: float) -> tuple[Value, ...]:
     dims = tuple(range(x.type.rank - len(shape), x.type.rank))
-    mean, rstd = statistics(x, dims, eps)
+    mean, rstd = moments(x, dims, eps)
     _, *types = current().expected
     y = scaled(LayerNorm(len(shape), eps), x, weight, bias)
     return (y, *(cast(value, type.dtype) for value, type in zip((mean, rstd), types, strict=True)))
-
-
-def statistics(x: Value, dims: tuple[int, ...], eps: float) -> tuple[Value, Value]:
-    """The mean, and one over the standard deviation, over `dims`, which stay with size 1."""
-    wide = cast(x, torch.promote_types(x.type.dtype, torch.float32))
-    mean = Reduce("mean", dims, True)(wide)
-    centred = Binary("sub")(wide, mean)
-    variance = Reduce("mean", dims, True)(Binary("mul")(centred, centred))
-    return mean, Unary("rsqrt")(Binary("add")(variance, scalar(eps, wide.type.dtype)))

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from torchsmith.errors import Unsupported
-from torchsmith.ir.dim import same
+from torchsmith.ir.dim import product, same
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops.binary import Binary
 from torchsmith.ops.registry import converter
+from torchsmith.ops.reshape import reshaped
 
 aten = torch.ops.aten
 
@@ -37,3 +39,12 @@ class Linear(Op):
 @converter(aten.linear.default)
 def linear(x: Value, weight: Value, bias: Value | None = None) -> Value:
     return Linear()(x, weight) if bias is None else Linear()(x, weight, bias)
+
+
+@converter(aten.bilinear.default)
+def bilinear(a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+    """Of every pair of features, as one linear layer. a: (..., I), b: (..., J), weight: (N, I, J)."""
+    rows, left, right = weight.type.shape
+    pairs = Binary("mul")(reshaped(a, (*a.type.shape, 1)), reshaped(b, (*b.type.shape[:-1], 1, right)))
+    features = product((left, right))
+    return linear(reshaped(pairs, (*a.type.shape[:-1], features)), reshaped(weight, (rows, features)), bias)
