@@ -150,7 +150,8 @@ def test_one_engine_serves_every_batch_and_length_of_bert() -> None:
 
 
 @pytest.mark.slow
-def test_silero_vad_runs_as_far_as_its_control_flow_lets_it() -> None:
+@pytest.mark.parametrize(("rate", "samples", "part"), [(16000, 512, "_model"), (8000, 256, "_model_8k")])
+def test_silero_vad_runs_as_far_as_its_control_flow_lets_it(tmp_path: Path, rate: int, samples: int, part: str) -> None:
     """A TorchScript module with branches and state: what can be an engine is one, the rest stays TorchScript."""
     found = importlib.util.find_spec("silero_vad")
     assert found is not None and found.origin, "install requirements-models.txt"
@@ -158,11 +159,23 @@ def test_silero_vad_runs_as_far_as_its_control_flow_lets_it() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         original, model = torch.jit.load(file).eval(), torch.jit.load(file).eval()
-        wave = seeded(2, lambda: torch.randn(1, 512) * 0.1)
-        fast = torchsmith.compile(model, inputs=[wave, 16000])
-    assert torchsmith.explain(fast).segments
-    original.reset_states()
-    for step in range(3):
-        chunk = seeded(3 + step, lambda: torch.randn(1, 512) * 0.1)
+        wave = seeded(2, lambda: torch.randn(1, samples) * 0.1)
+        fast = torchsmith.compile(model, inputs=[wave, rate])
+        torchsmith.save(fast, tmp_path / "vad.pt2")
+        again = torchsmith.load(tmp_path / "vad.pt2")
+    explained = torchsmith.explain(fast)
+    assert [(s["part"], s["ops"]) for s in explained.segments] == [(part, explained.report["ops"])], "one engine for all of it"
+    assert [r["op"] for r in explained.refusals] == ["VADRNNJITMerge"]
+    for module in (original, fast, again):
+        module.reset_states()
+    other = seeded(9, lambda: torch.randn(1, 768 - samples) * 0.1), 24000 - rate
+    for step in range(6):
+        if step == 3:
+            for module in (original, fast, again):
+                module(*other)  # of the other rate, which starts from nothing
+                module.reset_states()
+        chunk = seeded(3 + step, lambda: torch.randn(1, samples) * 0.1)
         with torch.no_grad():
-            torch.testing.assert_close(fast(chunk, 16000), original(chunk, 16000), rtol=1e-4, atol=1e-5)
+            wanted = original(chunk, rate)
+        torch.testing.assert_close(fast(chunk, rate), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(again(chunk, rate), wanted, rtol=1e-4, atol=1e-5)

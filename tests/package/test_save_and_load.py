@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import export
 
+import torchsmith
 from tests.package.packages import Net, compiled, elsewhere, package
 from tests.runtime.toy import hybrid
 from torchsmith.errors import InvalidInput, PackageError
@@ -57,6 +58,19 @@ def test_its_program_can_be_had_and_saved_again(tmp_path: Path) -> None:
     torch.testing.assert_close(third(x), fast(x))
     rebuilt = CompiledModule(again.program, fast.report)
     torch.testing.assert_close(rebuilt(x), fast(x))
+
+
+def test_a_program_whose_layers_have_numbers_for_names_can_be_had(tmp_path: Path) -> None:
+    fast = torchsmith.compile(
+        nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).eval(),
+        inputs=[torch.ones(2, 4)],
+        torch_executed_ops={"aten.linear"},
+    )
+    save(fast, tmp_path / "m.pt2")
+    again = load(tmp_path / "m.pt2")
+    assert isinstance(again, CompiledModule)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(again.program.module()(x), fast(x))
 
 
 def test_another_process_loads_it_without_a_compiler(tmp_path: Path) -> None:

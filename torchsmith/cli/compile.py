@@ -16,6 +16,7 @@ from torchsmith.errors import InvalidOption, PackageError
 if TYPE_CHECKING:
     from torchsmith.explain import Explanation
     from torchsmith.runtime.compiled import CompiledModule
+    from torchsmith.runtime.hybrid import HybridScript
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=models.MODEL_HELP, show_default=False)]
 Batch = Annotated[str | None, typer.Option(metavar="N", help=models.BATCH_HELP)]
@@ -105,7 +106,7 @@ def report_of(package: str) -> dict[str, Any]:
     return report
 
 
-def make(described: models.Given, options: dict[str, Any]) -> CompiledModule:
+def make(described: models.Given, options: dict[str, Any]) -> CompiledModule | HybridScript:
     import torchsmith
 
     return torchsmith.compile(described.module, inputs=described.inputs, kwarg_inputs=described.kwarg_inputs or None, **options)

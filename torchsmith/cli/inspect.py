@@ -75,7 +75,7 @@ def contents_of(file: Path) -> Contents:
 
 def _contents(file: Path, archive: Archive) -> Contents:
     header, report = archive.header, archive.header["report"]
-    plan, why_not = plan_for_here(archive)
+    plan, why_not = plan_for_here(archive) if "parts" not in header else (None, why_not_here(archive))
     return Contents(
         file=str(file),
         bytes=file.stat().st_size,
@@ -112,6 +112,11 @@ def plan_for_here(archive: Archive) -> tuple[Plan | None, str]:
     except (EngineMismatch, BackendUnavailable) as problem:
         return plan, str(problem)
     return plan, ""
+
+
+def why_not_here(archive: Archive) -> str:
+    """Why the parts of a module that was compiled in parts cannot run here; empty where they can."""
+    return next((why for _, part in archive.parts() if (why := plan_for_here(part)[1])), "")
 
 
 def describe_input(given: Input, plan: Plan) -> str:

@@ -28,6 +28,10 @@ ENTRIES = re.compile(
     r"|data/sample_inputs/model\.pt|data/weights/weight_\d+|data/weights/model_weights_config\.json"
     r"|data/constants/tensor_\d+|data/constants/model_constants_config\.json|extra/torchsmith\.json"
 )
+# A module that was compiled in parts has its TorchScript, and each part as a program of its own.
+SCRIPT = "script.pt"
+PART = "parts/{}/"
+SCRIPT_ENTRIES = re.compile(rf"script\.pt|parts/\d+/({ENTRIES.pattern})")
 EMPTY = "data/sample_inputs/model.pt"  # pickled where it is not empty
 _CONFIGS = {"data/weights/model_weights_config.json": r"weight_\d+", "data/constants/model_constants_config.json": r"tensor_\d+"}
 
@@ -42,6 +46,19 @@ class Archive:
 
     def json(self, name: str) -> Any:
         return json.loads(to_bytes(self.entries[name]))
+
+    def parts(self) -> list[tuple[str, Archive]]:
+        """The parts of a module that was compiled in parts: each one's path, and its program. Raises PackageError."""
+        try:
+            return [(str(part["path"]), self._part(PART.format(i), part["header"])) for i, part in enumerate(self.header["parts"])]
+        except (TypeError, KeyError) as error:
+            raise PackageError(f"{self.path}: the header's parts cannot be read ({error}); save the module again") from error
+
+    def _part(self, folder: str, header: dict[str, Any]) -> Archive:
+        def inside(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {name.removeprefix(folder): value for name, value in table.items() if name.startswith(folder)}
+
+        return Archive(self.path, {**header, "entries": inside(self.header["entries"])}, inside(self.entries))
 
 
 def read_header(path: str) -> dict[str, Any]:
@@ -61,7 +78,8 @@ def read_archive(path: str) -> Archive:
         _check_names(path, header, infos)
         entries = {name: _entry(path, file, name, info, header["entries"]) for name, info in infos.items() if name != HEADER}
     found = Archive(path, header, entries)
-    _check_no_pickles(found)
+    for program in [part for _, part in found.parts()] if "parts" in header else [found]:
+        _check_no_pickles(program)
     return found
 
 
@@ -130,8 +148,9 @@ def _check_names(path: str, header: dict[str, Any], infos: Mapping[str, zipfile.
     listed = header.get("entries")
     if not isinstance(listed, dict):
         raise PackageError(f"{path}: the header lists no entries; save the module again")
+    known = SCRIPT_ENTRIES if "parts" in header else ENTRIES
     for name in infos:
-        if not ENTRIES.fullmatch(name):
+        if not known.fullmatch(name) and name != HEADER:
             raise PackageError(
                 f"{path}: has the entry {name!r}, which torchsmith never writes and does not open; get the file from its author"
             )

@@ -4,42 +4,71 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torchsmith import backends
 from torchsmith.errors import BackendUnavailable, EngineMismatch, PackageError
-from torchsmith.package.archive import Archive, read_archive
+from torchsmith.package.archive import SCRIPT, Archive, read_archive
 from torchsmith.package.plans import plan_from_json
 from torchsmith.runtime.compiled import CompiledModule
 from torchsmith.runtime.plan import Plan, TensorInput
-from torchsmith.runtime.tensors import dtype_named
+from torchsmith.runtime.tensors import dtype_named, to_bytes
 from torchsmith.target import Target
 
+if TYPE_CHECKING:
+    from torchsmith.runtime.hybrid import HybridScript
 
-def load(path: str | os.PathLike[str]) -> CompiledModule:
+
+def load(path: str | os.PathLike[str]) -> CompiledModule | HybridScript:
     """The module that `torchsmith.save` wrote, ready to be called.
 
     Every byte is held to its checksum before anything is made of it, nothing is unpickled, and no code or name of a module in
     the file is run or imported; of classes among inputs and outputs, only transformers' are looked for. A file is still as
-    good as who made it: its engines run as they are.
+    good as who made it: its engines run as they are. The TorchScript of a module that was compiled in parts is read by
+    `torch.jit.load`, whose reader of pickles is not Python's: it makes TorchScript's types, and imports nothing. TorchScript
+    that touches files, or calls operators and classes that are not PyTorch's, is refused before that.
 
     Raises PackageError for a file that is missing, cut off, altered, foreign or of a newer format; EngineMismatch where its
     engines are for another device; BackendUnavailable.
     """
     archive = read_archive(os.fspath(path))
     try:
-        plan = plan_from_json(archive.header.get("plan"))
-        report = archive.header.get("report")
-        if not isinstance(report, dict):
-            raise PackageError("its header has no report; save the module again")
-        check_target(plan, archive.header.get("target"))
-        tensors = _tensors(plan, archive)
-        return CompiledModule.from_plan(plan, tensors, report, lambda: _program(archive, tensors))
+        return _script(archive) if "parts" in archive.header else _module(archive)
     except (PackageError, EngineMismatch, BackendUnavailable) as error:
         raise type(error)(f"{archive.path}: {error}") from error
+
+
+def _module(archive: Archive) -> CompiledModule:
+    plan = plan_from_json(archive.header.get("plan"))
+    report = _report(archive)
+    check_target(plan, archive.header.get("target"))
+    tensors = _tensors(plan, archive)
+    return CompiledModule.from_plan(plan, tensors, report, lambda: _program(archive, tensors))
+
+
+def _script(archive: Archive) -> HybridScript:
+    from torchsmith.package.scripts import script_from_bytes
+    from torchsmith.runtime.hybrid import CompiledPart, HybridScript
+
+    report = _report(archive)
+    parts = [CompiledPart(path, _module(part)) for path, part in archive.parts()]
+    if SCRIPT not in archive.entries:
+        raise PackageError("it has no TorchScript; save the module again")
+    script = script_from_bytes(to_bytes(archive.entries[SCRIPT]))
+    paths = {name for name, _ in script.named_modules()}
+    if strange := [part.path for part in parts if part.path not in paths]:
+        raise PackageError(f"its TorchScript has no submodule {strange[0]!r}; save the module again")
+    return HybridScript(script, parts, report)
+
+
+def _report(archive: Archive) -> dict[str, Any]:
+    report = archive.header.get("report")
+    if not isinstance(report, dict):
+        raise PackageError("its header has no report; save the module again")
+    return report
 
 
 def _program(archive: Archive, tensors: Mapping[str, Tensor]) -> Any:

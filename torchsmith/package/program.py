@@ -29,6 +29,7 @@ from torchsmith.runtime.tensors import view_of
 
 _MODEL = "models/model.json"
 _NAME = re.compile(r"[A-Za-z_][\w.]*")  # of nodes, parameters and the like; dots stand in parameters' names
+_PATH = re.compile(r"\w+(\.\w+)*")  # of modules and their tensors, such as 0.weight
 _SYMBOL = re.compile(r"[a-z]{1,3}\d+")
 # The calls in a size, as sympy writes it.
 _EXPRESSIONS = re.compile(
@@ -88,6 +89,8 @@ def _fits(text: str, key: str) -> bool:
         return text in ("Infinity", "-Infinity", "NaN")
     if key in ("in_spec", "out_spec"):
         return _is_treespec(text)
+    if key in ("fqn", "parameter_name", "buffer_name", "tensor_constant_name"):
+        return not text or (_PATH.fullmatch(text) is not None and "__" not in text)
     return not text or (_NAME.fullmatch(text) is not None and not keyword.iskeyword(text) and "__" not in text)
 
 

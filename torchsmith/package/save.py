@@ -13,27 +13,32 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torchsmith.errors import PackageError
-from torchsmith.package.archive import ENTRIES, FORMAT, HEADER
+from torchsmith.package.archive import ENTRIES, FORMAT, HEADER, PART, SCRIPT
 from torchsmith.package.plans import plan_to_json
 from torchsmith.runtime.compiled import CompiledModule
+from torchsmith.runtime.finished import FinishedModule
 from torchsmith.version import __version__
 
+if TYPE_CHECKING:
+    from torchsmith.runtime.hybrid import HybridScript
 
-def save(module: CompiledModule, path: str | os.PathLike[str]) -> None:
+
+def save(module: CompiledModule | HybridScript, path: str | os.PathLike[str]) -> None:
     """Write a compiled module to one file, with its weights and engines. `torchsmith.load` gives it back.
 
     The file also opens with `torch.export.load`, once torchsmith is imported; that wants the suffix `.pt2`, which is not added.
     The inputs that the model was compiled with are not kept. A file of this name is replaced once the new one is complete.
+    A `HybridScript` is saved with its TorchScript and its state as it is now; such a file opens with `torchsmith.load` alone.
 
     Raises PackageError where the module or its classes cannot be saved, or the file cannot be written.
     """
-    if not isinstance(module, CompiledModule):
+    if not isinstance(module, FinishedModule):
         raise PackageError(
             f"save() takes what torchsmith.compile() returned; it got {type(module).__name__}; compile the model first"
         )
@@ -43,7 +48,36 @@ def save(module: CompiledModule, path: str | os.PathLike[str]) -> None:
         raise PackageError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
     if os.path.isdir(target):
         raise PackageError(f"{os.fspath(path)}: this is a folder; name a file, such as model.pt2")
-    _write(target, _contents(module))
+    _write(target, _contents(module) if isinstance(module, CompiledModule) else _contents_of_script(module))
+
+
+def _contents_of_script(module: Any) -> memoryview:
+    """The TorchScript, and the contents of every part's own package in a folder of its own."""
+    from torchsmith.package.scripts import script_to_bytes
+
+    entries, parts, versions = {SCRIPT: script_to_bytes(module.script)}, [], {}
+    for number, (path, part) in enumerate(module.parts):
+        with zipfile.ZipFile(io.BytesIO(_contents(part))) as archive:
+            inside = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
+        header = json.loads(inside.pop(HEADER))
+        versions.update(header["backends"])
+        parts.append({"path": path, "header": {name: header[name] for name in ("target", "plan", "tensors", "report")}})
+        entries.update({PART.format(number) + name: data for name, data in inside.items()})
+    header = {
+        "format": FORMAT,
+        "torchsmith": __version__,
+        "torch": str(torch.__version__),
+        "backends": versions,
+        "target": module.report["target"],
+        "report": module.report,
+        "parts": parts,
+        "entries": {name: _size_and_digest(data) for name, data in entries.items()},
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in {**entries, HEADER: json.dumps(header).encode()}.items():
+            archive.writestr(f"archive/{name}", data)
+    return file.getbuffer()
 
 
 def _contents(module: CompiledModule) -> memoryview:
