@@ -128,6 +128,28 @@ def test_settings_survive(precision: str, hint: str) -> None:
     assert read.extra == {"inputs": ["s0"]} and read.openvino == ov.get_version()
 
 
+@pytest.mark.parametrize(
+    ("asked", "torch_has", "want"),
+    [
+        (0, 4, {}),
+        (0, 8, {}),
+        (0, 1, {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}),
+        (2, 4, {"INFERENCE_NUM_THREADS": 2, "ENABLE_CPU_PINNING": False}),
+        (4, 1, {"INFERENCE_NUM_THREADS": 4}),
+    ],
+)
+def test_threads(packed: bytes, monkeypatch: pytest.MonkeyPatch, asked: int, torch_has: int, want: dict[str, Any]) -> None:
+    """With all cores to itself the engine has OpenVINO's own choices; with fewer, it leaves open which."""
+    monkeypatch.setattr(engine, "_cores", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: torch_has)
+    options = engine._properties(replace(engine.parse(packed), num_threads=asked))
+    assert {k: v for k, v in options.items() if k in ("INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING")} == want
+
+
+def test_cores_are_those_of_this_process() -> None:
+    assert 1 <= engine._cores() <= (os.cpu_count() or 1)
+
+
 def test_dynamic_models_stay_dynamic() -> None:
     packed = engine.pack(network(ov.Dimension(1, 16)), HERE, BuildConfig(), "f32")
     one, other = engine.unpack(packed, HERE), engine.unpack(packed, ELSEWHERE)
@@ -231,7 +253,7 @@ def test_the_partitioner_is_chosen_by_time(
 ) -> None:
     monkeypatch.setattr(engine, "_least_seconds", lambda candidates, shapes: [1.0, 0.9 if faster else 0.96])
     read = engine.parse(engine.pack(model, HERE, BuildConfig(), precision, shapes=shapes))
-    assert read.partitioner == ("AUTO" if timed and faster else "STATIC")
+    assert read.partitioner == ("AUTO" if timed and faster else engine.DEFAULT)
 
 
 def test_timing_runs_every_kind_of_input() -> None:

@@ -40,6 +40,7 @@ from torchsmith.target import Target, this_cpu
 
 MAGIC = b"tsmithOV"
 FORMAT = 1
+DEFAULT = "DEFAULT"  # a partitioner: OpenVINO's own choice, which is STATIC
 _PREFIX = struct.Struct("<8sIIQ32s")
 _SEARCHED = 1024  # bytes; smaller weights are not worth a search, and stand in the section "rest"
 
@@ -52,7 +53,7 @@ class Engine:
 
     target: the CPU it was compiled for. openvino: the version that compiled it. precision: OpenVINO's
     INFERENCE_PRECISION_HINT. performance_hint, num_threads: as in `BuildConfig`. partitioner: how TBB deals out work,
-    "STATIC" or "AUTO". extra: the caller's own. sections: "compiled" (may be missing), "model", "rest".
+    `DEFAULT` or "AUTO". extra: the caller's own. sections: "compiled" (may be missing), "model", "rest".
     model_bytes, weights_bytes: the sizes of the IR's two files. spans: where the weights are.
     """
 
@@ -87,7 +88,7 @@ def pack(
     choices = {"precision": precision, "performance_hint": config.performance_hint, "num_threads": config.num_threads}
     sections, header = (
         {},
-        {**choices, "partitioner": "STATIC", "target": target.to_json(), "openvino": ov.get_version(), "extra": extra or {}},
+        {**choices, "partitioner": DEFAULT, "target": target.to_json(), "openvino": ov.get_version(), "extra": extra or {}},
     )
     if _same_cpu(target, this_cpu()):
         compiled, header["partitioner"] = _compile_fastest(model, choices, shapes)
@@ -180,17 +181,27 @@ def _rebuild(core: ov.Core, read: Engine, options: Mapping[str, Any], target: Ta
 
 
 def _properties(read: Engine) -> dict[str, Any]:
-    """OpenVINO's settings. Those that are left at their defaults were measured and change nothing (DEVELOPING has the list)."""
-    return {
-        # the default is bf16 on CPUs that have it
-        "INFERENCE_PRECISION_HINT": read.precision,
+    """OpenVINO's settings. ACCURACY forbids what would change results, and costs nothing (measured)."""
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": read.precision,  # the default is bf16 on CPUs that have it
         "EXECUTION_MODE_HINT": "ACCURACY",
         "PERFORMANCE_HINT": read.performance_hint.upper(),
-        "INFERENCE_NUM_THREADS": read.num_threads or torch.get_num_threads(),
-        # pinned threads of several engines, or of PyTorch, meet on one core while another one idles
-        "ENABLE_CPU_PINNING": False,
-        "TBB_PARTITIONER": read.partitioner,
     }
+    if read.partitioner != DEFAULT:
+        options["TBB_PARTITIONER"] = read.partitioner
+    threads, cores = read.num_threads or torch.get_num_threads(), _cores()
+    if read.num_threads or threads < cores:
+        options["INFERENCE_NUM_THREADS"] = threads
+    if threads < cores:  # pinned threads start at the first core, in every process
+        options["ENABLE_CPU_PINNING"] = False
+    return options
+
+
+def _cores() -> int:
+    """Cores that this process may use, however many threads each runs."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    smt = Path("/sys/devices/system/cpu/smt/active")
+    return max(1, processors // 2) if smt.exists() and smt.read_text().strip() == "1" else processors
 
 
 def _compile_fastest(
@@ -208,7 +219,7 @@ def _compile_fastest(
         )
         return _core().compile_model(model, "CPU", _properties(described))
 
-    static = compile("STATIC")
+    default = compile(DEFAULT)
     kinds = [node.get_type_name() for node in model.get_ops()]
     reduced = choices["precision"] == "bf16" or any(
         node.get_output_element_type(0) == ov.Type.bf16 for node in model.get_ops() if node.get_output_size()
@@ -217,11 +228,11 @@ def _compile_fastest(
     if shapes is None and not model.is_dynamic():
         shapes = [list(port.shape) for port in model.inputs]
     if not (reduced and matrices and shapes is not None and choices["performance_hint"] == "latency"):
-        return static, "STATIC"
+        return default, DEFAULT
     auto = compile("AUTO")
-    static_seconds, auto_seconds = _least_seconds((static, auto), shapes)
-    debug.say(2, f"openvino: partitioner STATIC {static_seconds * 1e3:.2f} ms, AUTO {auto_seconds * 1e3:.2f} ms")
-    return (auto, "AUTO") if auto_seconds < 0.95 * static_seconds else (static, "STATIC")
+    default_seconds, auto_seconds = _least_seconds((default, auto), shapes)
+    debug.say(2, f"openvino: partitioner DEFAULT {default_seconds * 1e3:.2f} ms, AUTO {auto_seconds * 1e3:.2f} ms")
+    return (auto, "AUTO") if auto_seconds < 0.95 * default_seconds else (default, DEFAULT)
 
 
 def _least_seconds(
