@@ -173,3 +173,54 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_timm_name(cli: Any) -> None:
     result = cli("explain", "mobilenetv3_small_050", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["refusals"] == []
+
+
+class Gated(nn.Module):
+    """Looks at values, and takes a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
+        y = self.net(x)
+        return y * rate if bool(y.sum() > 0) else y
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; users have it all the same
+def test_torchscript_with_control_flow(cli: Any, tmp_path: Path) -> None:
+    script = torch.jit.script(Gated().eval())
+    torch.jit.save(script, tmp_path / "gated.jit")
+    flags = ["--input", "2,6", "--input", ":=3", "--min-block-size", 1]
+    result = cli("compile", tmp_path / "gated.jit", *flags, "-o", tmp_path / "gated.pt2")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("1 engine (openvino) with 3 of 3 ops; 0 in PyTorch, the control flow of Gated in TorchScript\n")
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(load(tmp_path / "gated.pt2")(x, 3), script(x, 3))
+    for explained in (cli("explain", tmp_path / "gated.pt2"), cli("explain", tmp_path / "gated.jit", *flags)):
+        assert explained.exit_code == 0 and "Gated cannot be exported: its control flow" in " ".join(explained.stdout.split())
+    inspected = cli("inspect", tmp_path / "gated.pt2")
+    assert inspected.exit_code == 0 and "Gated, in TorchScript; net compiled" in inspected.stdout
+    assert "0 of 3 ops" in inspected.stdout
+    refused(cli("explain", tmp_path / "gated.jit", *flags, "--require-full-compilation"), "only parts of this model")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        (":=16000", "", 16000),
+        ("rate:=0.5", "rate", 0.5),
+        ("flag:=true", "flag", True),
+        ("x:=null", "x", None),
+        (':="a=b"', "", "a=b"),
+    ],
+)
+def test_inputs_that_are_no_tensors(text: str, name: str, value: Any) -> None:
+    args, kwargs = models.described([text])
+    assert (args, kwargs) == (([], {name: value}) if name else ([value], {}))
+
+
+@pytest.mark.parametrize("text", [":=", ":=[1]", ":={}", "a:=b"])
+def test_values_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(InvalidOption, match="after := it takes a number"):
+        models.described([text])

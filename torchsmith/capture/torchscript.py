@@ -78,6 +78,8 @@ class Scripted(nn.Module):
         """`forward` with the signature that the ScriptModule declares, which export and messages read."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if not kwargs and len(args) == len(parameters):
+                return self.ts_call("forward", args)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             return self.ts_call("forward", bound.args)

@@ -26,7 +26,8 @@ class Contents:
     """A package without its engines and weights.
 
     versions: what wrote it. target: what it was built for. engines: the report's words on each, those that ENGINE names.
-    inputs, outputs: as the module's caller sees them, with ranges. weights: tensors that stay in PyTorch, in bytes.
+    inputs, outputs: as the module's caller sees them, with ranges; unknown of TorchScript that was compiled in parts, whose class
+    is script and whose compiled submodules are parts. weights: tensors that stay in PyTorch, in bytes.
     refusals: see `torchsmith.explain`. why_not: why it cannot run on this machine; empty where it can.
     """
 
@@ -35,6 +36,8 @@ class Contents:
     format: int
     versions: dict[str, str]
     target: dict[str, Any]
+    script: str
+    parts: list[str]
     inputs: list[str]
     outputs: list[str]
     engines: list[dict[str, Any]]
@@ -86,6 +89,8 @@ def _contents(file: Path, archive: Archive) -> Contents:
             **{k: v for k, v in header["backends"].items() if v},
         },
         target=Target.from_json(header["target"]).to_json(),
+        script=report.get("script", ""),
+        parts=list(dict.fromkeys(part["path"] for part in header.get("parts", ()))),
         inputs=[describe_input(i, plan) for i in plan.inputs] if plan else [],
         outputs=describe_outputs(plan) if plan else [],
         engines=[{key: engine[key] for key in ENGINE} for engine in report["segments"]],
@@ -165,7 +170,9 @@ def tensor(dtype: Any, sizes: Iterable[str]) -> str:
 
 
 def print_contents(contents: Contents) -> None:
-    in_torch, of = len(contents.refusals), sum(engine["ops"] for engine in contents.engines) + len(contents.refusals)
+    in_torch = len(contents.refusals) - bool(contents.script)  # the last refusal is of the script, which is no op
+    of = sum(engine["ops"] for engine in contents.engines) + in_torch
+    kept = [f"{contents.script}, in TorchScript; {', '.join(contents.parts) or 'nothing'} compiled"] if contents.script else []
     rows = [
         ("file", f"{contents.file}, {show.size(contents.bytes)}, format {contents.format}, checksums right"),
         ("written by", ", ".join(f"{name} {version}" for name, version in contents.versions.items())),
@@ -173,8 +180,16 @@ def print_contents(contents: Contents) -> None:
         *(("input", text) for text in contents.inputs),
         *(("output", text) for text in contents.outputs),
         *((f"engine {number}", engine_line(engine)) for number, engine in enumerate(contents.engines)),
-        ("in PyTorch", f"{in_torch} of {of} ops" + (f"; `torchsmith explain {contents.file}` says why" if in_torch else "")),
-        ("weights there", f"{len(contents.weights)} tensors, {show.size(sum(contents.weights.values()))}"),
+        *(("control flow", text) for text in kept),
+        (
+            "in PyTorch",
+            f"{in_torch} of {of} ops" + (f"; `torchsmith explain {contents.file}` says why" if contents.refusals else ""),
+        ),
+        *(
+            []
+            if contents.script
+            else [("weights there", f"{len(contents.weights)} tensors, {show.size(sum(contents.weights.values()))}")]
+        ),
     ]
     here = f"no: {contents.why_not}" if contents.why_not else "yes"
     show.facts([*((title, text, "") for title, text in rows), ("runs here", here, "red" if contents.why_not else "green")])

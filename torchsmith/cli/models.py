@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "a timm name, a transformers name, file.py:function, an exported program (.pt2) or a TorchScript file"
 FILES = (".pt2", ".pt", ".pth", ".ts", ".torchscript", ".zip")
-INPUT_FORM = "[NAME=]SIZE,SIZE,...[:DTYPE]"
+INPUT_FORM = "[NAME=]SIZE,SIZE,...[:DTYPE]|[NAME]:=VALUE"
 INPUT_HELP = (
     "one input's sizes and element type, such as 1,3,224,224 or mask=1,128:int64; a size that may change is a range, 1..16; "
-    "once for each input"
+    "for an input that is no tensor its value, :=16000 or flag:=true; once for each input"
 )
 BATCH_HELP = "the batch size of a model made by name, or a range such as 1..16"
 
@@ -164,12 +165,27 @@ def described(inputs: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
 def _input(text: str) -> tuple[str, Any]:
     from torchsmith.inputs import Input
 
+    if constant := re.fullmatch(r"(?P<name>[A-Za-z_]\w*)?:=(?P<value>.*)", text.strip()):
+        return constant["name"] or "", _value(text, constant["value"])
     found = re.fullmatch(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>[^:=]*)(?::(?P<dtype>[\w.]+))?", text.strip())
     if found is None:
         raise InvalidOption(f"--input {text} cannot be read; it takes {INPUT_FORM}, such as 1,3,224,224 or mask=1..8,128:int64")
     ranges = [sizes("--input", part) for part in found["sizes"].split(",") if part.strip()]
     least, most = tuple(low for low, _ in ranges), tuple(high for _, high in ranges)
     return found["name"] or "", Input(min_shape=least, max_shape=most, dtype=found["dtype"] or "float32")
+
+
+def _value(text: str, value: str) -> Any:
+    """A number, true, false, null or a text in double quotes. Raises InvalidOption."""
+    try:
+        read = json.loads(value)
+    except ValueError:
+        read = []
+    if isinstance(read, (list, dict)):
+        raise InvalidOption(
+            f"--input {text} cannot be read; after := it takes a number, true, false, null or a text in double quotes"
+        )
+    return read
 
 
 def sizes(flag: str, text: str) -> tuple[int, int]:
