@@ -86,9 +86,7 @@ def test_elsewhere_the_portable_form_is_compiled(packed: bytes, monkeypatch: pyt
     if change == "version":
         packed = forge(packed, lambda header: header.update(openvino="2025.0.0"))
     if change == "refused by OpenVINO":  # for a reason that it alone knows: here, bytes that are no compiled model
-        packed = forge(
-            packed, lambda header: None, {"compiled": bytes(engine.parse(packed).sections["compiled"]).replace(b"isa=", b"isa:")}
-        )
+        packed = forge(packed, lambda header: None, {"compiled": bytes(len(engine.parse(packed).sections["compiled"]))})
     engine.unpack(packed, ELSEWHERE if change == "cpu" else HERE)
     assert rebuilt
 

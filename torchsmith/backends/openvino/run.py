@@ -58,7 +58,7 @@ class OpenVinoRunner:
         if not self._dynamic:
             static = [tuple(port.shape) for port in compiled.outputs]
             self._shapes = lambda inputs: static
-        if sum(map(_most_bytes, compiled.outputs)) <= _SMALL_BYTES:
+        if sum(map(_most_bytes, compiled.outputs)) <= _SMALL_BYTES or _share_names(compiled):
             self._shapes = None
         # with one stream the caller's thread runs the engine; others have threads of their own, which a fork() leaves behind
         self._process = os.getpid() if int(compiled.get_property("NUM_STREAMS")) > 1 else None
@@ -144,6 +144,12 @@ def _dtype(port: ov.ConstOutput) -> torch.dtype:
     return DTYPES[port.element_type.get_type_name()]
 
 
+def _share_names(compiled: ov.CompiledModel) -> bool:
+    """Whether an output is an input, or another output: OpenVINO finds ports by name, and binds the first that has it."""
+    names = [frozenset(port.get_names()) for port in (*compiled.inputs, *compiled.outputs)]
+    return len(set(names)) < len(names)
+
+
 def _most_bytes(port: ov.ConstOutput) -> float:
     """The most an output can take, infinite where a dimension is open."""
     if port.partial_shape.rank.is_dynamic:
@@ -175,7 +181,9 @@ def _native(tensor: Tensor) -> ov.Tensor:
 def _bfloat16(tensor: Tensor) -> ov.Tensor:
     if tensor.dtype != torch.bfloat16:
         raise TypeError(f"{tensor.dtype} where torch.bfloat16 is taken")
-    return ov.Tensor(tensor.view(torch.int16).numpy(), tensor.shape, ov.Type.bf16)
+    if not tensor.numel():
+        return ov.Tensor(ov.Type.bf16, list(tensor.shape))
+    return ov.Tensor(tensor.view(torch.int16).view(-1).numpy(), tensor.shape, ov.Type.bf16)
 
 
 def _tensor(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
