@@ -109,9 +109,7 @@ BF16_IS_NATIVE = {"avx512_bf16", "amx_bf16"} & set(this_cpu().features)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["mobilenetv3_large_100", "resnet18", "levit_128s", "vit_tiny_patch16_224", "convnext_atto", "inception_v3"]
-)
+@pytest.mark.parametrize("name", MODELS)
 def test_no_pass_changes_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERIFY", "2")
     model, args, kwargs = MODELS[name]()
