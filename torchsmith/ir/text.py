@@ -39,7 +39,7 @@ def to_bytes(graph: Graph) -> bytes:
         "nodes": [
             {
                 "op": type(node.op).__name__,
-                "attributes": {name: _attribute_out(value) for name, value in node.op.attributes().items()},
+                "attributes": {name: attribute_out(value) for name, value in node.op.attributes().items()},
                 "inputs": [v.name for v in node.inputs],
                 "outputs": [[v.name, *_type_out(v.type)] for v in node.outputs],
                 "origin": node.origin,
@@ -68,7 +68,7 @@ def _graph_in(graph: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
     values = {v.name: v for v in (*constants, *inputs)}
     nodes = []
     for n in graph["nodes"]:
-        op = REGISTRY[n["op"]](**{name: _attribute_in(value) for name, value in n["attributes"].items()})
+        op = REGISTRY[n["op"]](**{name: attribute_in(value) for name, value in n["attributes"].items()})
         outputs = tuple(Value(name, _type_in(*type)) for name, *type in n["outputs"])
         nodes.append(Node(op, tuple(values[name] for name in n["inputs"]), outputs, n["origin"]))
         values.update({v.name: v for v in outputs})
@@ -91,9 +91,9 @@ def _dtype_in(name: str) -> torch.dtype:
     return found
 
 
-def _attribute_out(value: Any) -> Any:
+def attribute_out(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
-        return [_attribute_out(v) for v in value]
+        return [attribute_out(v) for v in value]
     if isinstance(value, sympy.Expr):
         return {"size": str(value)}
     if isinstance(value, torch.dtype):
@@ -104,9 +104,9 @@ def _attribute_out(value: Any) -> Any:
     return value
 
 
-def _attribute_in(value: Any) -> Any:
+def attribute_in(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_attribute_in(v) for v in value)
+        return tuple(attribute_in(v) for v in value)
     if isinstance(value, dict):
         ((kind, text),) = value.items()
         return {"size": parse, "dtype": _dtype_in, "float": float}[kind](text)

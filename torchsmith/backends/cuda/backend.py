@@ -1,0 +1,43 @@
+"""Our own engines for NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from torchsmith.config import BuildConfig
+from torchsmith.ir.graph import Graph, Node
+from torchsmith.target import Target
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
+
+
+class CudaBackend:
+    name = "cuda"
+
+    def available(self) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed; pip install triton"
+        return None
+
+    def refuses(self, node: Node, target: Target) -> str | None:
+        if target.arch not in ARCHITECTURES:
+            return f"the cuda backend builds for {', '.join(ARCHITECTURES)}, and the target is {target.arch}"
+        return None
+
+    def build(self, graph: Graph, target: Target, config: BuildConfig) -> bytes:
+        from torchsmith.backends.cuda.build import build_engine
+
+        return build_engine(graph, target, config)
+
+    def load(self, engine: bytes, target: Target) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        from torchsmith.backends.cuda.run import CudaRunner
+        from torchsmith.ops.registry import load_all
+
+        load_all()  # the ops that the plan names
+        return CudaRunner(engine, target)
+
+
+BACKEND = CudaBackend()

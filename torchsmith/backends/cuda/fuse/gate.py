@@ -1,0 +1,26 @@
+"""A scale per picture and channel before a 1×1 convolution (squeeze-and-excite) is applied as the convolution loads."""
+
+from __future__ import annotations
+
+from torchsmith.backends.cuda.fuse.epilogue import kind_of
+from torchsmith.backends.cuda.fuse.fused import wrap
+from torchsmith.ir.dim import same
+from torchsmith.ir.graph import Graph, Node
+
+
+def gate(graph: Graph) -> Graph:
+    users, outputs = graph.users(), set(graph.outputs)
+    producers = {v: n for n in graph.nodes for v in n.outputs}
+    clusters: list[tuple[str, list[Node]]] = []
+    for node in graph.nodes:
+        if kind_of(node) != "gemm" or type(node.op).__name__ != "Convolution":
+            continue
+        x = node.inputs[0]
+        scaled = producers.get(x)
+        if scaled is None or x in outputs or len(users[x]) != 1 or str(scaled.op) != "Binary[mul]":
+            continue
+        wide = [v for v in scaled.inputs if v.type.shape == x.type.shape]
+        narrow = [v for v in scaled.inputs if all(same(n, 1) for n in v.type.shape[2:]) and v.type.rank == x.type.rank]
+        if len(wide) == 1 and len(narrow) == 1:
+            clusters.append(("gemm", [scaled, node]))
+    return wrap(graph, clusters)

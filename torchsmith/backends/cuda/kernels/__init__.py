@@ -1,0 +1,1 @@
+"""Triton kernels, one template a file, each with its twin in plain PyTorch."""

@@ -1,0 +1,235 @@
+"""Where every value's elements are: strides over a root's storage.
+
+Convolutional networks run channels-last; whatever only moves elements about (reshapes, permutations, slices) is a view of
+what it moves wherever strides can say it, and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torchsmith.ir.dim import Dim, Shape, product, same, simplify
+from torchsmith.ir.graph import Graph, Node, Value
+from torchsmith.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class View:
+    """A value's elements: element (i, j, …) is at `offset + i * strides[0] + j * strides[1] + …` of the root's storage."""
+
+    root: Value
+    strides: Shape
+    offset: Dim = 0
+
+
+Placed = Mapping[Value, View]
+
+
+def contiguous(shape: Shape) -> Shape:
+    strides: list[Dim] = []
+    for axis in range(len(shape)):
+        strides.append(product(shape[axis + 1 :]))
+    return tuple(strides)
+
+
+def channels_last(shape: Shape) -> Shape:
+    """Strides of (N, C, *spatial) with the channels innermost."""
+    inner = contiguous((shape[0], *shape[2:], shape[1]))
+    return (inner[0], inner[-1], *inner[1:-1])
+
+
+def is_dense(type: TensorType, strides: Shape) -> bool:
+    """Whether the strides are those of the shape in some order of the dimensions, with no gaps."""
+    return order_of(type, strides) is not None
+
+
+def order_of(type: TensorType, strides: Shape) -> tuple[int, ...] | None:
+    """The dimensions from outermost to innermost if the strides are dense, else None. Dimensions of size 1 come first."""
+    real = [d for d in range(type.rank) if not same(type.shape[d], 1)]
+    ones = [d for d in range(type.rank) if same(type.shape[d], 1)]
+    found: list[int] = []
+    expected: Dim = 1
+    while real:
+        match = next((d for d in real if same(strides[d], expected)), None)
+        if match is None:
+            return None
+        found.append(match)
+        real.remove(match)
+        expected = product((expected, type.shape[match]))
+    return (*ones, *reversed(found))
+
+
+def dense_like(type: TensorType, order: Sequence[int]) -> Shape:
+    """Dense strides with the dimensions in that order, outermost first."""
+    strides: list[Dim] = [0] * type.rank
+    step: Dim = 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step = product((step, type.shape[axis]))
+    return tuple(strides)
+
+
+def place(graph: Graph) -> dict[Value, View]:
+    """A view for every value: inputs and constants contiguous, views of views where strides can say so, the rest by `dense_rule`."""
+    placed: dict[Value, View] = {v: View(v, contiguous(v.type.shape)) for v in (*graph.inputs, *graph.constants)}
+    for node in graph.nodes:
+        place_node(node, placed)
+    return placed
+
+
+def place_node(node: Node, placed: dict[Value, View]) -> None:
+    """Add the views of a node's outputs."""
+    rule = VIEWS.get(type(node.op).__name__)
+    view = rule(node, placed[node.inputs[0]]) if rule else None
+    if view is not None:
+        placed[node.outputs[0]] = view
+        return
+    for value in node.outputs:
+        placed[value] = View(value, dense_rule(node, value, placed))
+
+
+def is_view(node: Node, placed: Placed) -> bool:
+    """Whether the node's output is where its input is, so that nothing needs to run."""
+    return type(node.op).__name__ in VIEWS and placed[node.outputs[0]].root is placed[node.inputs[0]].root
+
+
+def dense_rule(node: Node, value: Value, placed: Placed) -> Shape:
+    """Strides of a value that a kernel writes: channels-last for what convolutions and pooling give, else as the widest input."""
+    shape = value.type.shape
+    if value.type.rank == 4 and _is_spatial(node):
+        return channels_last(shape)
+    for given in node.inputs:
+        if given.type.rank == value.type.rank and all(map(same, given.type.shape, shape)):
+            order = order_of(given.type, placed[given].strides)
+            if order is not None:
+                return dense_like(value.type, order)
+    if value.type.rank == 4 and any(_is_channels_last(v, placed) for v in node.inputs):
+        return channels_last(shape)
+    return contiguous(shape)
+
+
+def _is_spatial(node: Node) -> bool:
+    body = getattr(node.op, "body", None)
+    return any(map(_is_spatial, body.nodes)) if body else type(node.op).__name__ in SPATIAL
+
+
+# Ops whose four-dimensional results are channels-last, alone or in a fused node.
+SPATIAL = frozenset(
+    {
+        *("Convolution", "ConvolutionTransposed", "MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "BatchNorm"),
+        *("GroupNorm", "Resize"),
+    }
+)
+
+
+def _is_channels_last(value: Value, placed: Placed) -> bool:
+    shape, strides = value.type.shape, placed[value].strides
+    return value.type.rank == 4 and not same(shape[1], 1) and same(strides[1], 1) and not same(product(shape[2:]), 1)
+
+
+# ---- views ----------------------------------------------------------------------------------------------------------------
+
+
+def _permute(node: Node, x: View) -> View:
+    return View(x.root, tuple(x.strides[d] for d in node.op.dims), x.offset)  # type: ignore[attr-defined]
+
+
+def _slice(node: Node, x: View) -> View:
+    op = node.op
+    dim, start, step = op.dim, op.start, op.step  # type: ignore[attr-defined]
+    strides = tuple(simplify(s * step) if axis == dim else s for axis, s in enumerate(x.strides))
+    return View(x.root, strides, simplify(x.offset + start * x.strides[dim]))
+
+
+def _expand(node: Node, x: View) -> View:
+    shape, wanted = node.inputs[0].type.shape, node.outputs[0].type.shape
+    new = len(wanted) - len(shape)
+    strides: list[Dim] = [0] * new
+    for size, stride, target in zip(shape, x.strides, wanted[new:], strict=True):
+        strides.append(stride if same(size, target) else 0)
+    return View(x.root, tuple(strides), x.offset)
+
+
+def _reshape(node: Node, x: View) -> View | None:
+    strides = reshaped_strides(node.inputs[0].type.shape, x.strides, node.outputs[0].type.shape)
+    return None if strides is None else View(x.root, strides, x.offset)
+
+
+def reshaped_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
+    """Strides under which the same storage has another shape; None where only a copy could."""
+    # runs of old dimensions that lie in one sweep, sizes of 1 left out
+    old = [(n, s) for n, s in zip(shape, strides, strict=True) if not same(n, 1)]
+    result: list[Dim] = []
+    pending = list(wanted)
+    position = 0
+    while pending:
+        size = pending[0]
+        if same(size, 1):
+            result.append(1)
+            pending.pop(0)
+            continue
+        if position == len(old):
+            return None
+        # the smallest group of old dimensions and of new ones with the same number of elements
+        have, want = old[position][0], size
+        olds, news = 1, 1
+        while not same(have, want):
+            more_old = position + olds < len(old)
+            more_new = news < len(pending)
+            if _less(have, want) and more_old:
+                have = product((have, old[position + olds][0]))
+                olds += 1
+            elif more_new and not _less(have, want):
+                want = product((want, pending[news]))
+                news += 1
+            else:
+                return None
+        group = old[position : position + olds]
+        for (_, outer), (n, inner) in zip(group, group[1:], strict=False):
+            if not same(outer, n * inner):
+                return None
+        step: Dim = group[-1][1]
+        inner_first: list[Dim] = []
+        for n in reversed(pending[:news]):
+            inner_first.append(step)
+            step = product((step, n))
+        result.extend(reversed(inner_first))
+        position += olds
+        del pending[:news]
+    return tuple(result) if position == len(old) else None
+
+
+def _less(a: Dim, b: Dim) -> bool:
+    """Whether a is smaller, as far as factors tell: a symbolic size counts as smaller than its multiples."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    ratio = simplify(b / a) if not isinstance(b, int) else simplify(1 / (a / b))
+    return bool(getattr(ratio, "is_Integer", isinstance(ratio, int)) and ratio > 1)
+
+
+VIEWS: dict[str, Callable[[Node, View], View | None]] = {
+    "Reshape": _reshape,
+    "Permute": _permute,
+    "Slice": _slice,
+    "Expand": _expand,
+}
+
+
+def byte_alignment(view: View, dtype: torch.dtype) -> int:
+    """What the view's first byte's address is certainly a multiple of, at most 256; roots start at multiples of 256."""
+    offset = simplify(view.offset * dtype.itemsize)
+    for align in (256, 128, 64, 32, 16, 8, 4, 2):
+        if divisible(offset, align):
+            return align
+    return 1
+
+
+def divisible(size: Dim, by: int) -> bool:
+    """Whether a size is certainly a multiple of `by`, whatever its symbols are."""
+    if isinstance(size, int):
+        return size % by == 0
+    terms = size.as_ordered_terms()
+    return all(getattr(c := t.as_coeff_Mul()[0], "is_Integer", False) and int(c) % by == 0 for t in terms)
