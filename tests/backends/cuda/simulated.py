@@ -1,0 +1,86 @@
+"""Whole engines in Triton's interpreter, for the tests in `interpreted/`.
+
+    check(module, *inputs)  emits steps as for sm_90, without a GPU, runs them on the CPU and compares with float64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchsmith.backends.cuda import build
+from torchsmith.backends.cuda.simulate import simulate
+from torchsmith.backends.cuda.steps import Launch, Step
+from torchsmith.capture import capture
+from torchsmith.config import BuildConfig, Config
+from torchsmith.convert import convert
+from torchsmith.inputs import resolve
+from torchsmith.ir.graph import Graph
+from torchsmith.ir.interpret import bind_symbols, interpret
+from torchsmith.ir.widen import widened
+from torchsmith.lower import lower
+from torchsmith.partition.segments import partition
+from torchsmith.quantize.precision import reduce_precision
+from torchsmith.target import Target
+
+SM_90 = Target("cuda", "sm_90")
+
+
+def graph_of(module: nn.Module, inputs: Sequence[Any], dtype: torch.dtype = torch.float16) -> Graph:
+    """The model's only segment as the backend gets it. inputs: tensors, or `torchsmith.Input`s with dynamic sizes."""
+    config = Config.from_options()
+    captured = capture(module.eval(), resolve(list(inputs), None), config.capture)
+    lowered = lower(captured, config.lower, keep=frozenset())
+    parts = partition(lowered.program, lambda node: None, config.partition)
+    (segment,) = parts.segments
+    return reduce_precision(convert(parts.program, segment.inputs, segment.nodes, segment.outputs), dtype)
+
+
+@dataclass
+class Simulated:
+    """steps: what the engine does. error: of the outputs, relative to float64's norm. eager_error: of the graph's references."""
+
+    steps: list[Step]
+    outputs: list[Tensor]
+    error: float
+    eager_error: float
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels, in order; ops that run in PyTorch by their class in brackets."""
+        return [s.kernel.function if isinstance(s, Launch) else f"[{type(s.op).__name__}]" for s in self.steps]
+
+
+def run(graph: Graph, inputs: Sequence[Tensor]) -> Simulated:
+    """The graph's engine with best guesses, simulated."""
+    (emitted,), views, packed = build.emit(graph, SM_90, BuildConfig())
+    env = bind_symbols(graph, inputs)
+    given = dict(zip(graph.inputs, inputs, strict=True))
+    outputs = simulate(emitted.steps, given, graph.outputs, packed.tensors, views, env)
+    eager = interpret(graph, inputs)
+    wide = interpret(*_wide(graph, inputs))
+    return Simulated(list(emitted.steps), outputs, relative(outputs, wide), relative(eager, wide))
+
+
+def check(module: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float16, limit: float = 1.1) -> Simulated:
+    """Simulate the module's engine; its error must be at most `limit` times that of the same precision in PyTorch, plus rounding."""
+    torch.manual_seed(0)
+    found = run(graph_of(module, inputs, dtype), inputs)
+    rounding = {torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}[dtype]
+    assert found.error <= limit * found.eager_error + rounding, (found.error, found.eager_error, found.kernels)
+    return found
+
+
+def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    assert all(torch.isfinite(f.double()).all() for f in found)
+    difference = sum(float((f.double() - w.double()).square().sum()) for f, w in zip(found, wanted, strict=True))
+    size = sum(float(w.double().square().sum()) for w in wanted)
+    return (difference / max(size, 1e-30)) ** 0.5
+
+
+def _wide(graph: Graph, inputs: Sequence[Tensor]) -> tuple[Graph, list[Tensor]]:
+    return widened(graph), [t.double() if t.is_floating_point() else t for t in inputs]
