@@ -64,16 +64,22 @@ def build(
                 f"the {backend.name} backend accepted every node of segment {number} and refused the whole: {refusal}"
             ) from refusal
         engines.append(BuiltEngine(segment, graph, engine, precision, time.perf_counter() - started))
-    return Built(splice(partitioned.program, [_splicing(e, backend) for e in engines]), tuple(engines))
+    return Built(splice(partitioned.program, [_splicing(e, backend, target) for e in engines]), tuple(engines))
 
 
-def _splicing(built: BuiltEngine, backend: Backend) -> Any:
+def _splicing(built: BuiltEngine, backend: Backend, target: Target) -> Any:
     segment = built.segment
     engine = torch.frombuffer(bytearray(built.engine), dtype=torch.uint8)
-    return list(segment.nodes), list(segment.inputs), list(segment.outputs), engine, spec_of(built.graph, built.engine, backend)
+    return (
+        list(segment.nodes),
+        list(segment.inputs),
+        list(segment.outputs),
+        engine,
+        spec_of(built.graph, built.engine, backend, target),
+    )
 
 
-def spec_of(graph: Graph, engine: bytes, backend: Backend) -> str:
+def spec_of(graph: Graph, engine: bytes, backend: Backend, target: Target) -> str:
     """What the program says of an engine: its backend, the engine's checksum, and the types in and out."""
     return json.dumps(
         {
@@ -82,6 +88,7 @@ def spec_of(graph: Graph, engine: bytes, backend: Backend) -> str:
             "symbols": sorted(graph.ranges),
             "inputs": [_type(v.type) for v in graph.inputs],
             "outputs": [_type(v.type) for v in graph.outputs],
+            "device": target.device,
         }
     )
 

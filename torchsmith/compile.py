@@ -43,7 +43,7 @@ def compile(
     name. ir: accepted for Torch-TensorRT's callers; every kind of module takes the same road. device: where the engines
     run; by default where the model's parameters are. options: see `torchsmith.config`; the usual ones are
     `enabled_precisions={torch.float32}` (dtypes that engines may compute in), `min_block_size=5`, `torch_executed_ops`,
-    `require_full_compilation=False`, `backend=None`, `performance_hint="latency"`, `num_threads=0`.
+    `require_full_compilation=False`, `backend=None`, `target=None`, `performance_hint="latency"`, `num_threads=0`.
 
     Returns a module with the original's call signature, inputs and outputs. A ScriptModule that keeps state or looks at values
     becomes a `HybridScript`, in which submodules are compiled and TorchScript runs what is around them.
@@ -78,7 +78,7 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
     started = time.perf_counter()
     with debug.road(config) as stage:
         captured = stage("capture", capture, module, examples, config.capture)
-        backend, target = choose(config.backend, captured.device if device is None else Device.of(device).torch)
+        backend, target = choose(config.backend, captured.device if device is None else Device.of(device).torch, config.target)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
         partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)
         built = stage("build", build, partitioned, backend, target, config)
@@ -98,7 +98,7 @@ def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where
     started = time.perf_counter()
     with debug.road(config) as stage:
         found = stage("split", split, module, examples, why, config)
-    backend, target = choose(config.backend, found.device if device is None else Device.of(device).torch)
+    backend, target = choose(config.backend, found.device if device is None else Device.of(device).torch, config.target)
     compiled = [(part.path, whole(part.captured.program, resolve(), config, device)) for part in found.parts]
     reports = [(path, module.report) for path, module in compiled]
     record = report_of_parts(found.name, why, reports, backend, target, config, time.perf_counter() - started)

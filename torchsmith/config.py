@@ -56,6 +56,7 @@ class BuildConfig:
 @dataclass(frozen=True)
 class Config:
     backend: str | None = option(None, "the engine's backend; the default is the fastest one that is available for the device")
+    target: str | None = option(None, "what to build for, such as sm_90, where it is not this machine's device")
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     lower: LowerConfig = field(default_factory=LowerConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -42,6 +42,10 @@ class EngineMismatch(TorchsmithError):
     """An engine was built for other hardware or by another version, and cannot run here."""
 
 
+class OutOfDeviceMemory(TorchsmithError, MemoryError):
+    """A GPU has too little free memory for an engine's weights or activations."""
+
+
 class PackageError(TorchsmithError):
     """A package file is truncated, altered, foreign or of a newer format."""
 

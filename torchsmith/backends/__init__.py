@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Runner = Callable[[Sequence[Tensor]], "list[Tensor]"]
 
 # Each is a package here whose BACKEND keeps the protocol; for a device, the first that is available is the default.
-DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "reference"), "cuda": ("reference",)}
+DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "reference"), "cuda": ("cuda", "reference")}
 
 
 class Backend(Protocol):
@@ -74,12 +74,22 @@ def target_of(device: str) -> Target:
     return Target("cuda", f"sm_{major}{minor}", (), torch.cuda.get_device_name())
 
 
-def choose(name: str | None, device: torch.device) -> tuple[Backend, Target]:
+def _elsewhere(arch: str) -> Target:
+    """The target, by this machine's own device where it is one of that kind."""
+    target = Target.parse(arch)
+    if target.device == "cuda" and torch.cuda.is_available() and (here := target_of("cuda")).arch == target.arch:
+        return here
+    return target
+
+
+def choose(name: str | None, device: torch.device, arch: str | None = None) -> tuple[Backend, Target]:
     """The backend to build with, and what to build for: the one asked for, or the device's default.
 
+    arch: what to build for instead of this machine's device, as `Target.parse` reads it; the device need not be here.
     Raises InvalidOption or BackendUnavailable; the latter also where the backend is for another kind of device.
     """
-    target = target_of(device.type)
+    target = target_of(device.type) if arch is None else _elsewhere(arch)
+    device = torch.device(target.device)
     if name is None:
         return default_for(device.type), target
     backend = get(name)

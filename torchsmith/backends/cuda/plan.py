@@ -20,7 +20,7 @@ from torch import Tensor
 from torchsmith import sizes
 from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.layout import View
-from torchsmith.backends.cuda.steps import Call, Launch, Step
+from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.errors import EngineMismatch
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import REGISTRY, Op

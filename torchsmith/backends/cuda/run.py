@@ -1,0 +1,320 @@
+"""Engines at run time: one CUDA graph per input shape, replayed per call.
+
+A call copies its inputs into the graph's own memory, replays, and hands out copies of the outputs, all on the caller's
+stream. Calls of one shape take turns, on whatever streams they come.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsmith import sizes
+from torchsmith.backends.cuda.driver import Function
+from torchsmith.backends.cuda.memory import ALIGNMENT, Lifetime, arrange
+from torchsmith.backends.cuda.plan import CallStep, LaunchStep, Plan, Variant, read
+from torchsmith.errors import EngineMismatch, OutOfDeviceMemory
+from torchsmith.target import Target
+
+# Graphs of so many shapes are kept; the one that was not used for longest goes.
+SHAPES_KEPT = 16
+
+
+class CudaRunner:
+    """A loaded engine, called with tensors on the device that was current when it was loaded. Thread-safe."""
+
+    def __init__(self, engine: bytes, target: Target) -> None:
+        self.plan, tensors = read(engine)
+        check_target(self.plan.target, target)
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.functions = functions_of(self.plan, tensors)
+        with _memory_errors("its weights"):
+            self.constants = upload({n: tensors[n] for n in self.plan.constants}, self.device)
+        self._symbols = _symbol_places(self.plan)
+        self._instances: OrderedDict[tuple[int, ...], Instance] = OrderedDict()
+        self._lock = threading.Lock()
+        self._only: Instance | None = None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if self._only is not None:
+            return self._only(inputs)
+        key = tuple(inputs[i].shape[axis] for i, axis in self._symbols.values())
+        with self._lock:
+            instance = self._instances.get(key)
+            if instance is not None:
+                self._instances.move_to_end(key)
+        return (instance or self._instance(key))(inputs)
+
+    def _instance(self, key: tuple[int, ...]) -> Instance:
+        env = dict(zip(self._symbols, key, strict=True))
+        with self._lock:
+            if key not in self._instances:
+                self._instances[key] = Instance(self, env)
+                while len(self._instances) > SHAPES_KEPT:
+                    self._instances.popitem(last=False)
+                if not self._symbols:
+                    self._only = self._instances[key]
+            return self._instances[key]
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Device memory held: weights, and for every shape that was met its arena and edges."""
+        held = {
+            "weights": sum(
+                t.untyped_storage().nbytes() for t in {t.untyped_storage().data_ptr(): t for t in self.constants.values()}.values()
+            )
+        }
+        for key, instance in self._instances.items():
+            held["x".join(map(str, key)) or "graph"] = instance.memory_bytes
+        return held
+
+
+class Instance:
+    """The engine at one set of sizes: its memory, and its graph once it was called."""
+
+    def __init__(self, runner: CudaRunner, env: Mapping[str, int]) -> None:
+        plan = runner.plan
+        self.runner, self.env = runner, dict(env)
+        self.variant = nearest(plan.variants, self.env)
+        self.memory = Memory(plan, self.variant, runner.constants, self.env, runner.device)
+        self.memory_bytes = self.memory.bytes
+        self.inputs = [self.memory.tensor(name) for name in plan.inputs]
+        self._lock = threading.Lock()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._outputs: list[Tensor] = []
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        stream = torch.cuda.current_stream(self.runner.device)
+        with self._lock:
+            if self._stream is None or self._stream.cuda_stream != stream.cuda_stream:
+                if self._stream is not None:
+                    stream.wait_stream(self._stream)  # the memory is shared with the call before
+                self._stream = stream
+            for own, given in zip(self.inputs, inputs, strict=True):
+                own.copy_(given)
+            if self._graph is not None and not torch.cuda.is_current_stream_capturing():
+                self._graph.replay()
+                return [output.clone() for output in self._outputs]
+            return self._first(stream)
+
+    def _first(self, stream: torch.cuda.Stream) -> list[Tensor]:
+        """Run the steps one by one, which is also what makes libraries choose their kernels; then record the graph."""
+        with torch.cuda.device(self.runner.device), _memory_errors("a call"):
+            results = [output.clone() for output in self._steps(stream)]
+            if not torch.cuda.is_current_stream_capturing():
+                self._record(stream)
+        return results
+
+    def _record(self, stream: torch.cuda.Stream) -> None:
+        side = torch.cuda.Stream(self.runner.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(side):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                outputs = self._steps(side)
+            finally:
+                graph.capture_end()
+        stream.wait_stream(side)
+        self._outputs, self._graph = outputs, graph
+
+    def _steps(self, stream: torch.cuda.Stream) -> list[Tensor]:
+        """Enqueue every step; the outputs are in the engine's memory."""
+        memory, functions = self.memory.fresh(), self.runner.functions
+        for index, step in enumerate(self.variant.steps):
+            if isinstance(step, LaunchStep):
+                arguments = [
+                    memory.address(a["value"]) if isinstance(a, dict) else sizes.evaluate(a, self.env) for a in step.arguments
+                ]
+                functions[step.kernel].launch([sizes.evaluate(g, self.env) for g in step.grid], arguments, stream.cuda_stream)
+            else:
+                with torch.no_grad(), torch.device(self.runner.device):
+                    given = step.op.bound(self.env).reference(*(memory.tensor(n) for n in step.inputs))
+                memory.adopt(step, given if isinstance(given, tuple) else (given,))
+            memory.release(index)
+        return [memory.tensor(name) for name in self.runner.plan.outputs]
+
+
+class Memory:
+    """Where values are: the arena, the graph's inputs, constants, and what ops in PyTorch gave."""
+
+    def __init__(
+        self, plan: Plan, variant: Variant, constants: Mapping[str, Tensor], env: Mapping[str, int], device: torch.device
+    ) -> None:
+        self.plan, self.env, self.device = plan, env, device
+        edges = {name: self._numel(name) for name in plan.inputs}
+        self.given = {name: torch.zeros(n, dtype=plan.values[name].dtype, device=device) for name, n in edges.items()}
+        self.given.update(constants)
+        lives, self._last = lifetimes(plan, variant, env)
+        offsets, size = arrange([life for life in lives if life.name not in self.given and life.name not in self._last])
+        with _memory_errors("its activations"):
+            self.arena = torch.empty(size, dtype=torch.uint8, device=device)
+        self.bytes = size + sum(t.nbytes for t in self.given.values()) - sum(t.nbytes for t in constants.values())
+        for name, offset in offsets.items():
+            value = plan.values[name]
+            self.given[name] = self.arena[offset : offset + self._numel(name) * value.dtype.itemsize].view(value.dtype)
+        self._adopted: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {}
+
+    def fresh(self) -> Memory:
+        """For another run of the steps: nothing is adopted."""
+        self._adopted, self._tensors = {}, {n: t for n, t in self._tensors.items() if self.plan.values[n].root in self.given}
+        return self
+
+    def _numel(self, name: str) -> int:
+        """Elements from the first to the last of a root, gaps included."""
+        value = self.plan.values[name]
+        shape, strides = self._numbers(value.shape), self._numbers(value.strides)
+        return 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+
+    def _numbers(self, row: Sequence[sizes.Dim]) -> list[int]:
+        return [sizes.evaluate(size, self.env) for size in row]
+
+    def tensor(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            value = self.plan.values[name]
+            root = self.given.get(value.root, self._adopted.get(value.root))
+            assert root is not None, f"{name} is used before {value.root} is there"
+            offset = root.storage_offset() + sizes.evaluate(value.offset, self.env)
+            self._tensors[name] = root.as_strided(self._numbers(value.shape), self._numbers(value.strides), offset)
+        return self._tensors[name]
+
+    def address(self, name: str) -> int:
+        return self.tensor(name).data_ptr()
+
+    def adopt(self, step: CallStep, given: Sequence[Tensor]) -> None:
+        """Take what an op in PyTorch gave, as it is where its strides are those of the plan, else as a copy."""
+        for name, tensor in zip(step.outputs, given, strict=True):
+            value = self.plan.values[name]
+            strides = self._numbers(value.strides)
+            if value.root in self.given:
+                self.tensor(name).copy_(tensor)
+            elif value.root == name and _same_strides(tensor, strides) and tensor.data_ptr() % ALIGNMENT == 0:
+                self._adopted[name] = tensor
+            else:
+                own = torch.empty(self._numel(name), dtype=value.dtype, device=self.device)
+                self._adopted[name] = own
+                self.tensor(name).copy_(tensor)
+
+    def release(self, index: int) -> None:
+        """Give back what no later step needs."""
+        for root in [r for r in self._adopted if self._last.get(r) == index]:
+            del self._adopted[root]
+            for name in [n for n in self._tensors if self.plan.values[n].root == root]:
+                del self._tensors[name]
+
+
+def lifetimes(plan: Plan, variant: Variant, env: Mapping[str, int]) -> tuple[list[Lifetime], dict[str, int]]:
+    """Of every root but inputs and constants; and the last use of those that ops in PyTorch give, which are not in the arena.
+
+    A root that several steps write, an op in PyTorch among them, is in the arena.
+    """
+    spans: dict[str, list[int]] = {}
+    writers: dict[str, list[type]] = {}
+    elsewhere = {*plan.inputs, *plan.constants}
+    for index, step in enumerate(variant.steps):
+        if isinstance(step, LaunchStep):
+            touched, written = [a["value"] for a in step.arguments if isinstance(a, dict)], step.writes
+        else:
+            touched, written = [*step.inputs, *step.outputs], step.outputs
+        for name in touched:
+            root = plan.values[name].root
+            if root not in elsewhere:
+                spans.setdefault(root, [index, index])[1] = index
+        for name in written:
+            writers.setdefault(plan.values[name].root, []).append(type(step))
+    for name in plan.outputs:
+        if (root := plan.values[name].root) in spans:
+            spans[root][1] = len(variant.steps)
+    called = {root: spans[root][1] for root, kinds in writers.items() if kinds == [CallStep] and root in spans}
+    lives = []
+    for root, (first, last) in spans.items():
+        value = plan.values[root]
+        count = 1
+        for n, s in zip(value.shape, value.strides, strict=True):
+            count += (sizes.evaluate(n, env) - 1) * sizes.evaluate(s, env)
+        lives.append(Lifetime(root, first, last, max(0, count) * value.dtype.itemsize))
+    return lives, called
+
+
+def functions_of(plan: Plan, tensors: Mapping[str, Tensor]) -> list[Function]:
+    """Every kernel on the current device. Raises EngineMismatch for code that it cannot load."""
+    made: dict[tuple[str, str], Function] = {}
+    for k in plan.kernels:
+        if (k.code, k.symbol) not in made:
+            code = tensors[k.code].numpy().tobytes()
+            made[k.code, k.symbol] = Function(code, k.symbol, k.threads, k.shared_bytes, k.pdl, k.types)
+    return [made[k.code, k.symbol] for k in plan.kernels]
+
+
+def upload(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Flat device copies, in one piece of memory, each at a multiple of 256 bytes."""
+    offsets, size = dict[str, int](), 0
+    for name, tensor in tensors.items():
+        offsets[name] = size
+        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    host = torch.empty(size, dtype=torch.uint8)
+    for name, tensor in tensors.items():
+        host[offsets[name] : offsets[name] + tensor.nbytes] = tensor.contiguous().reshape(-1).view(torch.uint8)
+    blob = host.to(device)
+    return {n: blob[offsets[n] : offsets[n] + t.nbytes].view(t.dtype) for n, t in tensors.items()}
+
+
+def check_target(built: Target, here: Target) -> None:
+    """Raises EngineMismatch where the engine's kernels do not run on this GPU."""
+    want, have = int(built.arch.removeprefix("sm_")), int(here.arch.removeprefix("sm_"))
+    runs = want == have or (want < 90 and want // 10 == have // 10 and want < have)
+    if not runs:
+        raise EngineMismatch(
+            f"the engine was built for sm_{want}, and this GPU ({here.chip}) is sm_{have}; "
+            f"compile the model here, or with target='sm_{have}'"
+        )
+
+
+def nearest(variants: Sequence[Variant], env: Mapping[str, int]) -> Variant:
+    """The variant that was chosen for the sizes nearest to these, as ratios."""
+
+    def distance(variant: Variant) -> float:
+        ratio = 1.0
+        for name, size in env.items():
+            at = max(1, variant.at.get(name, size))
+            ratio *= max(at / max(1, size), max(1, size) / at)
+        return ratio
+
+    return min(variants, key=distance)
+
+
+def _symbol_places(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Where each symbol stands alone: (input, axis)."""
+    places: dict[str, tuple[int, int]] = {}
+    for number, name in enumerate(plan.inputs):
+        for axis, size in enumerate(plan.values[name].shape):
+            if isinstance(size, str) and size.isidentifier():
+                places.setdefault(size, (number, axis))
+    return places
+
+
+def _same_strides(tensor: Tensor, strides: Sequence[int]) -> bool:
+    return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), strides, strict=True))
+
+
+class _memory_errors:
+    """Turns PyTorch's out-of-memory error into a sentence about this engine."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            free, total = torch.cuda.mem_get_info()
+            raise OutOfDeviceMemory(
+                f"the GPU has no memory for {self.what}: {free >> 20} of {total >> 20} MiB are free; "
+                "use a smaller batch, or free other tensors, and call again"
+            ) from error
