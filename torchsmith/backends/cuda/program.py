@@ -182,6 +182,15 @@ class HookWriter:
             terms += self._terms(index, [space.shape[a] for a in axes], [padded[a] for a in axes])
         return " + ".join(terms) or "0"
 
+    def _depends(self, value: Value, space: Space, index: str) -> bool:
+        """Whether the operand's offset contains that index."""
+        axes = next((axes for text, axes in space.indices if text == index), ())
+        missing = len(space.shape) - value.type.rank
+        return any(
+            a >= missing and not same(value.type.shape[a - missing], 1) and not same(self.placed[value].strides[a - missing], 0)
+            for a in axes
+        )
+
     def _terms(self, index: str, sizes: Sequence[Dim], strides: Sequence[Dim]) -> list[str]:
         """`index` counts the dimensions row-major; the sum of coordinate times stride, with as few divisions as can be."""
         groups: list[tuple[Dim, Dim]] = []  # (size, stride) from outermost to innermost
@@ -214,7 +223,9 @@ class HookWriter:
         where = self.offset(value, space)
         pointer = self.operand(value)
         register = _python_type(register_type(value.type.dtype))
-        guard = "" if where == "0" else f", mask={mask}, other=0"
+        if space.masks is not None:
+            mask = " & ".join(m for index, m in space.masks if m and self._depends(value, space, index))
+        guard = "" if where == "0" or not mask else f", mask={mask}, other=0"
         self.lines.append(f"{name} = tl.load({pointer} + {where}{guard}).to(tl.{register})")
         self.names[value] = name
         return name
@@ -248,11 +259,13 @@ class Space:
     """What a hook runs over. shape: the logical one, against which operands broadcast.
 
     indices: (text, dimensions) pairs; each text is an integer tensor that counts its dimensions row-major, and all of them
-    together cover every dimension whose size is not 1.
+    together cover every dimension whose size is not 1. masks: for indices the text of what keeps each within its dimensions
+    ("" where it always is), so that an operand is loaded under the masks of those it depends on; None: all under the hook's.
     """
 
     shape: Shape
     indices: tuple[tuple[str, tuple[int, ...]], ...]
+    masks: tuple[tuple[str, str], ...] | None = None
 
 
 def scalar_of(value: Value, constants: Mapping[Value, Tensor]) -> float | None:
