@@ -6,12 +6,16 @@ from collections.abc import Callable
 
 from torchsmith.backends.cuda.fuse.epilogue import epilogue
 from torchsmith.backends.cuda.fuse.gate import gate
+from torchsmith.backends.cuda.fuse.norm import norm
 from torchsmith.backends.cuda.fuse.pointwise import pointwise
+from torchsmith.backends.cuda.fuse.stem import stem
 from torchsmith.ir.graph import Graph
 
 FUSIONS: tuple[Callable[[Graph], Graph], ...] = (
     gate,  # before epilogue: a product that was followed would take the scale as its epilogue
+    stem,  # before epilogue, which makes one node of the convolution and what follows
     epilogue,
+    norm,  # after epilogue: a product takes the residual that it can
     pointwise,  # the rest
 )
 

@@ -1,0 +1,34 @@
+"""Softmax and its logarithm along any dimension, with scales, masks and casts around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.backends.cuda.simulated import check
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+class Scores(nn.Module):
+    """Scaled, masked, normalised, and scaled again."""
+
+    def __init__(self, dim: int, log: bool) -> None:
+        super().__init__()
+        self.dim, self.log = dim, log
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        x = (x * 3.0).masked_fill(mask, -1e4)
+        return (torch.log_softmax if self.log else torch.softmax)(x, self.dim) * 2.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(("shape", "dim"), [((3, 5, 19), 2), ((3, 19, 5), 1), ((70, 3), 0), ((1, 1000), 1)])
+def test_softmax(shape: tuple[int, ...], dim: int, log: bool, dtype: torch.dtype) -> None:
+    mask = torch.rand(shape[1:]) < 0.3
+    found = check(Scores(dim, log), torch.randn(shape), mask, dtype=dtype)
+    assert found.kernels == ["softmax"]
