@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,12 @@ class PartitionConfig:
 class BuildConfig:
     performance_hint: str = option("latency", "what an engine is scheduled for", choices=("latency", "throughput"))
     num_threads: int = option(0, "CPU threads an engine may use; 0: as many as PyTorch does")
+    tune: bool = option(True, "time the ways to run each layer on this GPU, and take the fastest; else take best guesses")
+    timing_cache: str | None = option(
+        None, "file of measured times, shared between builds; the default is in this user's cache folder, and '' is none"
+    )
+    tactics_per_node: int = option(8, "how many configurations of each kernel template are timed for a layer")
+    compile_workers: int = option(0, "processes that compile GPU kernels; 0: as many as there are CPU cores")
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,10 @@ def _read(f: dataclasses.Field[Any], value: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Collection):
             raise InvalidOption(f"torch_executed_ops={value!r}; it takes a set of op names or torch.ops overloads")
         return frozenset(op if isinstance(op, str) else str(op) for op in value)
+    if f.name == "timing_cache":
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise InvalidOption(f"timing_cache={value!r}; it takes a file's path, or '' for none")
+        return None if value is None else os.fspath(value)
     if isinstance(f.default, bool) and not isinstance(value, bool):
         raise InvalidOption(f"{f.name}={value!r}; it takes True or False")
     if type(f.default) is int and (type(value) is not int or value < 0):

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
+import importlib.metadata
+import json
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+from torchsmith.backends.cuda.cache import cache_folder, source_hash, write_whole
 from torchsmith.backends.cuda.steps import Hook, Kernel
+from torchsmith.backends.cuda.workers import WorkerDied, compile_in_workers
 from torchsmith.errors import BuildError
+
+_FORMAT = 1  # of the files that keep machine code
+_REMEMBERED = 4096  # kernels of this process's builds
+_remembered: OrderedDict[str, Cubin | str] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,15 @@ class Cubin:
     pdl: bool
 
 
+class Broken(str):
+    """Why a kernel does not compile where it should: a bug of ours, or of Triton's."""
+
+
 def compile_kernel(kernel: Kernel, arch: int) -> Cubin | str:
-    """Compile for sm_`arch`; or the sentence that says why this configuration cannot be (too much shared memory, say)."""
+    """Compile for sm_`arch`; or the sentence that says why this configuration cannot be (too much shared memory, say).
+
+    Raises BuildError for a kernel that is wrong.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -67,14 +85,107 @@ def shared_limit(arch: int) -> int:
     return {80: 166912, 86: 101376, 89: 101376}.get(arch, 232448 if arch in (90, 100, 103) else 101376)
 
 
+def attempt(kernel: Kernel, arch: int) -> Cubin | str:
+    """`compile_kernel`, with a wrong kernel's message as the answer."""
+    try:
+        return compile_kernel(kernel, arch)
+    except BuildError as bug:
+        return Broken(str(bug)[:2000])
+
+
 def compile_all(kernels: Iterable[Kernel], arch: int, workers: int = 0) -> Iterator[tuple[Kernel, Cubin | str]]:
-    """Compile kernels in parallel processes, as they are done. workers: 0 for as many as there are cores."""
+    """Machine code of each distinct kernel, or the sentence that says why there is none; as they are done, known ones first.
+
+    workers: processes, 0 for as many as there are cores. What this user's earlier builds compiled is taken from disk.
+    """
     wanted = list({k.key(): k for k in kernels}.values())
-    workers = min(workers or len(os.sched_getaffinity(0)), len(wanted))
-    if workers <= 1 or len(wanted) < 4:
-        yield from ((k, compile_kernel(k, arch)) for k in wanted)
+    missing: list[Kernel] = []
+    for kernel in wanted:
+        known = recall(kernel, arch)
+        if known is None:
+            missing.append(kernel)
+        else:
+            yield kernel, known
+    for kernel, made in _compiled(missing, arch, workers or cores()):
+        keep(kernel, arch, made)
+        yield kernel, made
+
+
+def _compiled(kernels: Sequence[Kernel], arch: int, workers: int) -> Iterator[tuple[Kernel, Cubin | str]]:
+    # starting a process takes as long as compiling three or four kernels
+    if workers <= 1 or len(kernels) < 4 or not sys.executable:
+        yield from ((k, attempt(k, arch)) for k in kernels)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(compile_kernel, k, arch): k for k in wanted}
-        for done in as_completed(running):
-            yield running[done], done.result()
+    left = {k.key(): k for k in kernels}
+    try:
+        for kernel, answer in compile_in_workers(kernels, arch, workers):
+            del left[kernel.key()]
+            died = isinstance(answer, (WorkerDied, OSError))
+            yield kernel, Broken(f"the compiler died of {kernel.function}: {answer}") if died else answer
+    except OSError:  # no more processes here
+        yield from ((k, attempt(k, arch)) for k in list(left.values()))
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---- what earlier builds compiled --------------------------------------------------------------------------------------------
+
+
+def recall(kernel: Kernel, arch: int) -> Cubin | str | None:
+    """What compiling the kernel gave before: in this process, or in another one of this user. None where nobody did."""
+    name = _name(kernel, arch)
+    if name not in _remembered:
+        found = _read(_path(name))
+        if found is None:
+            return None
+        _remember(name, found)
+    return _remembered[name]
+
+
+def keep(kernel: Kernel, arch: int, made: Cubin | str) -> None:
+    """For later builds. A kernel that is wrong is not kept, and a folder that cannot be written is no error."""
+    if isinstance(made, Broken):
+        return
+    name = _name(kernel, arch)
+    _remember(name, made)
+    code = made.code if isinstance(made, Cubin) else b""
+    head: dict[str, Any] = {"reason": made} if isinstance(made, str) else {k: v for k, v in vars(made).items() if k != "code"}
+    head["sha256"] = hashlib.sha256(code).hexdigest()
+    try:
+        write_whole(_path(name), json.dumps(head).encode() + b"\n" + code)
+    except OSError:
+        return
+
+
+def _remember(name: str, made: Cubin | str) -> None:
+    _remembered[name] = made
+    while len(_remembered) > _REMEMBERED:
+        _remembered.popitem(last=False)
+
+
+def _read(path: Path) -> Cubin | str | None:
+    """None for a file that is not there, or is damaged."""
+    try:
+        head, _, code = path.read_bytes().partition(b"\n")
+        row = json.loads(head)
+        if row.pop("sha256") != hashlib.sha256(code).hexdigest():
+            return None
+        return str(row["reason"]) if "reason" in row else Cubin(code, **row)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _path(name: str) -> Path:
+    return cache_folder() / "cubins" / name[:2] / name
+
+
+def _name(kernel: Kernel, arch: int) -> str:
+    text = repr((_FORMAT, kernel.key(), arch, triton_version(), source_hash(kernel.module)))
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@functools.cache
+def triton_version() -> str:
+    return importlib.metadata.version("triton")
