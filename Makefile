@@ -5,7 +5,7 @@ VENV   ?= .venv
 PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint env clean
+.PHONY: help demo test gpu lint env clean
 .DEFAULT_GOAL := help
 
 help:   ## print this list
@@ -17,6 +17,9 @@ demo: $(READY)  ## compile EfficientNet-B0, check and time it against its peers,
 
 test: $(READY) lint  ## check style and types, then run the whole suite
 	@$(PY) -m pytest -n auto --dist worksteal
+
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then the benchmark into docs/bench (ARGS="--models resnet50 --batch 1")
+	@$(PY) tools/gpu.py $(ARGS)
 
 lint: $(READY)  ## ruff and mypy --strict
 	@$(PY) -m ruff check .

@@ -20,6 +20,7 @@ from torchsmith.bench.machine import memory_bytes
 from torchsmith.errors import InvalidOption
 
 TOKENS = 128
+BERT_BASE = "bert_base"  # beside "bert" of transformers: token numbers in, the last hidden state out, and nothing else
 # f32 weights, their float64 reference, a bf16 copy, and what three or four sides pack for themselves
 BYTES_PER_PARAMETER = 4 + 8 + 2 + 16
 
@@ -60,6 +61,8 @@ def load(name: str) -> Model:
     """Find a model by its name. Raises InvalidOption, with the nearest names, where there is none."""
     if ".py:" in name:
         return _from_file(name)
+    if name == BERT_BASE:
+        return _bert_base()
     import timm
 
     if timm.is_model(name):
@@ -145,6 +148,32 @@ def _from_transformers(name: str) -> Model:
         return Inputs((), given)
 
     return Model(name, module, inputs)
+
+
+class LastHiddenState(nn.Module):
+    """A transformers model, called with what it takes first. ids: int64 (batch, tokens)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden: Tensor = self.model(ids).last_hidden_state
+        return hidden
+
+
+def _bert_base() -> Model:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(attn_implementation="sdpa")
+
+    def module(batch: int) -> nn.Module:
+        return randomise(seeded(0, lambda: LastHiddenState(BertModel(config))).eval(), seed=0)
+
+    def inputs(batch: int, seed: int) -> Inputs:
+        return Inputs((seeded(seed, lambda: torch.randint(1, config.vocab_size, (batch, TOKENS))),))
+
+    return Model(BERT_BASE, module, inputs)
 
 
 def _fits_in_memory(name: str, outline: nn.Module) -> None:

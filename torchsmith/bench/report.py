@@ -28,7 +28,8 @@ class Row:
     """One side on one case. Where `why` is not empty it was not timed, and `why` says the reason.
 
     error: relative, against float64; tolerance: what would have passed. stats: wall time of a call. items: the batch size.
-    build_s: seconds to build it, imports excepted. peak_mb: MiB of a process that builds and runs it. note: how it was called.
+    build_s: seconds to build it, imports excepted. peak_mb: MiB of a process that builds and runs it; on a GPU, of the device's
+    memory in a call. note: how it was called. stream: on a GPU, time per call of calls one after another, by its own events.
     """
 
     model: str
@@ -43,14 +44,17 @@ class Row:
     build_s: float | None = None
     peak_mb: float | None = None
     note: str = ""
+    stream: Stats | None = None
 
     @property
     def median_ms(self) -> float | None:
-        return self.stats.median_ms if self.stats else None
+        """What sides are compared by: the device's own time where it was taken, else the wall time."""
+        found = self.stream or self.stats
+        return found.median_ms if found else None
 
     @property
     def items_per_second(self) -> float | None:
-        return self.items / self.stats.median_ms * 1e3 if self.stats else None
+        return self.items / self.median_ms * 1e3 if self.median_ms else None
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ def from_json(text: str) -> Report:
 
 
 def _row(data: dict[str, Any]) -> Row:
-    own = {field.name: data[field.name] for field in dataclasses.fields(Row)}
-    return Row(**{**own, "stats": Stats(**data["stats"]) if data["stats"] else None})
+    own = {field.name: data.get(field.name, field.default) for field in dataclasses.fields(Row)}
+    return Row(**{**own, **{name: Stats(**data[name]) if data.get(name) else None for name in ("stats", "stream")}})
 
 
 def table(report: Report) -> Group:

@@ -1,0 +1,116 @@
+"""What is compared on a GPU: one builder per side, for a module and inputs that are on the device already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from torchsmith.bench.models import Inputs
+from torchsmith.bench.sides import BASELINE, PRECISIONS, SUBJECT, Builder, Built, cast, torchscript
+
+WARM_UP_CALLS = 3  # before a graph is captured: libraries choose their algorithms and allocate
+
+
+def half_precision(module: nn.Module, inputs: Inputs, precision: str) -> tuple[nn.Module, Inputs]:
+    """The module and inputs as a peer likes them best: in the precision's dtype; convolutional networks channels-last."""
+    module, given = module.to(PRECISIONS[precision]), cast(inputs, PRECISIONS[precision])
+    if not convolutional(module):
+        return module, given
+    return module.to(memory_format=torch.channels_last), channels_last(given)
+
+
+def convolutional(module: nn.Module) -> bool:
+    """Whether most of the work is two-dimensional convolutions; a vision transformer has only the one that cuts patches."""
+    return sum(isinstance(part, nn.Conv2d) for part in module.modules()) > 1
+
+
+def channels_last(inputs: Inputs) -> Inputs:
+    def one(leaf: Any) -> Any:
+        return leaf.to(memory_format=torch.channels_last) if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
+
+    return Inputs(*tree_map(one, (inputs.args, inputs.kwargs)))
+
+
+def eager(module: nn.Module, inputs: Inputs, precision: str) -> Built:
+    if precision == "f32":
+        return Built(lambda given: given, lambda given: module(*given.args, **given.kwargs), "as it is")
+    module, _ = half_precision(module, inputs, precision)
+    prepare = partial(prepared, module, precision)
+    return Built(prepare, lambda given: module(*given.args, **given.kwargs), "channels-last" if convolutional(module) else "")
+
+
+def prepared(module: nn.Module, precision: str, inputs: Inputs) -> Inputs:
+    given = cast(inputs, PRECISIONS[precision])
+    return channels_last(given) if convolutional(module) else given
+
+
+def script(module: nn.Module, inputs: Inputs, precision: str) -> Built:
+    module, given = half_precision(module, inputs, precision)
+    prepare = partial(prepared, module, precision)
+    built = torchscript(module, given, precision)
+    return Built(prepare, built.call, built.note + (", channels-last" if convolutional(module) else ""))
+
+
+def cuda_graph(module: nn.Module, inputs: Inputs, precision: str) -> Built:
+    """Eager, captured once. What is timed is the replay alone: no copy of an input, none of an output."""
+    module, held = half_precision(module, inputs, precision)
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP_CALLS):
+            module(*held.args, **held.kwargs)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = module(*held.args, **held.kwargs)
+
+    def prepare(given: Inputs) -> None:
+        for mine, new in zip(held.tensors(), given.tensors(), strict=True):
+            mine.copy_(new)
+
+    def call(_: None) -> Any:
+        graph.replay()
+        return outputs
+
+    return Built(prepare, call, "torch.cuda.graph around eager" + (", channels-last" if convolutional(module) else ""))
+
+
+def inductor(module: nn.Module, inputs: Inputs, precision: str, mode: str = "reduce-overhead") -> Built:
+    module, given = half_precision(module, inputs, precision)
+    compiled = torch.compile(module, mode=mode, fullgraph=True, dynamic=False)
+    for _ in range(WARM_UP_CALLS):  # it compiles at the first call and captures at the second
+        tree_leaves(compiled(*given.args, **given.kwargs))
+    prepare = partial(prepared, module, precision)
+    note = f"torch.compile, mode={mode!r}, fullgraph=True, dynamic=False" + (", channels-last" if convolutional(module) else "")
+    return Built(prepare, lambda given: compiled(*given.args, **given.kwargs), note)
+
+
+def torchsmith(module: nn.Module, inputs: Inputs, precision: str, options: Mapping[str, Any] | None = None) -> Built:
+    """Called as a user would: inputs as the model takes them, and the copies in and out are part of what is timed."""
+    import torchsmith
+
+    fast = torchsmith.compile(
+        module,
+        inputs=list(inputs.args),
+        kwarg_inputs=inputs.kwargs or None,
+        enabled_precisions={PRECISIONS[precision]},
+        **(options or {}),
+    )
+    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), repr(fast))
+
+
+# in the order in which they are built: quick ones first, so that a killed run has something to show
+GPU_BUILDERS: Mapping[str, Builder] = {
+    BASELINE: eager,
+    "torchscript": script,
+    "cudagraph": cuda_graph,
+    SUBJECT: torchsmith,
+    "inductor": inductor,
+    "max-autotune": partial(inductor, mode="max-autotune"),
+}
+GPU_SIDES = tuple(name for name in GPU_BUILDERS if name != "max-autotune")
