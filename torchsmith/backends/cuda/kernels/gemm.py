@@ -3,7 +3,7 @@
 Every operand has its own strides; A's and C's rows may be the pixels of a channels-last picture (a 1×1 convolution).
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,49 +13,192 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchsmith.backends.cuda.kernels.common import dot, let_next_start, wait_for_inputs
+from torchsmith.backends.cuda.kernels.common import INTERPRETED, dot, let_next_start, wait_for_inputs
 
 
 @triton.jit
 def gemm(
-    a, b, c, M, N, K,
-    a_batch, a_row, a_col, b_batch, b_row, b_col, c_batch, c_row, c_col,
+    a, b, c, M, N,
+    a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col, c_split, c_batch, c_row, c_col,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+    K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr,
     PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One block of C. Grid: (blocks of M * blocks of N, batch). Blocks run in groups of rows, so that B's tiles stay in L2."""
-    blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    block, batch = tl.program_id(0), tl.program_id(1)
-    group = block // (GROUP_M * blocks_n)
-    group_size = min(blocks_m - group * GROUP_M, GROUP_M)
-    block_m = group * GROUP_M + (block % (GROUP_M * blocks_n)) % group_size
-    block_n = (block % (GROUP_M * blocks_n)) // group_size
+    """One block of C. Grid: (blocks of M * blocks of N, batch, parts of K).
+
+    K_PART: how much of K one block sums; where that is not all of it, C holds float32 sums of the parts, `c_split` apart, and
+    EPILOGUE is None. A_INNER: where rows count two dimensions of A that are not one: the inner one's size (its stride is
+    `a_row`, the outer one's `a_outer`). EVEN_M, EVEN_N: whether no block reaches past M, N. AHEAD: how many 128-byte lines
+    of each of its rows of B a block brings into L2 before it waits for what comes before it.
+    """
+    batch, split = tl.program_id(1), tl.program_id(2)
+    block_m, block_n = place(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    if AHEAD > 0:
+        fetch_ahead(b + split * K_PART * b_col, block_m, block_n, M, N, b_row, K_PART, BLOCK_M, BLOCK_N, AHEAD)
+    wait_for_inputs(PDL)
+    acc = multiply(
+        a, b, batch, split, block_m, block_n, M, N, a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col,
+        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+        K, K_PART, A_INNER, PROLOGUE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_M, EVEN_N,
+    )  # fmt: skip
+    let_next_start(PDL)
+    finish(
+        acc, c + split * c_split, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
+        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def gemm_persistent(
+    a, b, c, M, N,
+    a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col, c_split, c_batch, c_row, c_col,
+    e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+    K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr,
+    PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The same with as many blocks as fit the device, each going through tiles. Grid: (blocks, batch)."""
+    batch = tl.program_id(1)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    wait_for_inputs(PDL)
+    let_next_start(PDL)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        block_m, block_n = place(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        acc = multiply(
+            a, b, batch, 0, block_m, block_n, M, N, a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col,
+            e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+            K, K_PART, A_INNER, PROLOGUE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_M, EVEN_N,
+        )  # fmt: skip
+        finish(
+            acc, c, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
+            e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N,
+        )  # fmt: skip
+
+
+@triton.jit
+def gemm_sum(
+    parts, c, M, N, p_split, p_batch, c_batch, c_row, c_col,
+    e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+    EPILOGUE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """C = epilogue(sum of the parts, in order). parts: (SPLITS, batch, M, N) float32. Grid: (blocks of M, blocks of N, batch)."""
+    block_m, block_n, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    ks = tl.arange(0, BLOCK_K)
-    row_mask, col_mask = rows < M, cols < N
-    a_tile = a + batch * a_batch + rows[:, None] * a_row + ks[None, :] * a_col
-    b_tile = b + batch * b_batch + cols[None, :] * b_row + ks[:, None] * b_col
+    row_mask, col_mask = (rows < M)[:, None], (cols < N)[None, :]
+    pointers = parts + batch * p_batch + rows[:, None] * N + cols[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     wait_for_inputs(PDL)
-    for k in range(0, K, BLOCK_K):
+    for split in tl.static_range(SPLITS):
+        acc += load_tile(pointers + split * p_split, row_mask, col_mask, EVEN_M, EVEN_N)
+    let_next_start(PDL)
+    finish(
+        acc, c, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
+        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N,
+    )  # fmt: skip
+
+
+@triton.jit
+def place(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Which block of rows and of columns a tile is: tiles run in groups of rows, so that B's stay in L2."""
+    blocks_m, blocks_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    group = tile // (GROUP_M * blocks_n)
+    group_size = min(blocks_m - group * GROUP_M, GROUP_M)
+    within = tile % (GROUP_M * blocks_n)
+    return group * GROUP_M + within % group_size, within // group_size
+
+
+@triton.jit
+def load_tile(pointers, outer_mask, inner_mask, EVEN_OUTER: tl.constexpr, EVEN_INNER: tl.constexpr):
+    """Load under the masks that are needed, zero elsewhere."""
+    if EVEN_OUTER and EVEN_INNER:
+        return tl.load(pointers)
+    elif EVEN_OUTER:
+        return tl.load(pointers, mask=inner_mask, other=0.0)
+    elif EVEN_INNER:
+        return tl.load(pointers, mask=outer_mask, other=0.0)
+    else:
+        return tl.load(pointers, mask=outer_mask & inner_mask, other=0.0)
+
+
+@triton.jit
+def fetch_ahead(
+    b, block_m, block_n, M, N, b_row, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LINES: tl.constexpr
+):
+    """Bring this block's share of its rows of B into L2: blocks with the same columns share the lines among themselves."""
+    if not INTERPRETED:
+        line: tl.constexpr = 1024 // b.dtype.element_ty.primitive_bitwidth
+        cols = tl.minimum(block_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
+        lines = block_m + tl.arange(0, LINES) * tl.cdiv(M, BLOCK_M)
+        places = b + cols[:, None] * b_row + tl.minimum(lines * line, K - 1)[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def multiply(
+    a, b, batch, split, block_m, block_n, M, N, a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col,
+    e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+    K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_M: tl.constexpr, EVEN_N: tl.constexpr,
+):  # fmt: skip
+    """The float32 sums of one block of C over one part of K."""
+    EVEN_K: tl.constexpr = K % K_PART == 0 and K_PART % BLOCK_K == 0
+    row0 = block_m * BLOCK_M
+    rows = row0 + tl.arange(0, BLOCK_M)
+    cols = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    ks = split * K_PART + tl.arange(0, BLOCK_K)
+    row_mask, col_mask = (rows < M)[:, None], (cols < N)[None, :]
+    a_rows = rows * a_row if A_INNER is None else (rows // A_INNER) * a_outer + (rows % A_INNER) * a_row
+    a_tile = a + batch * a_batch + a_rows[:, None] + ks[None, :] * a_col
+    b_tile = b + batch * b_batch + cols[None, :] * b_row + ks[:, None] * b_col
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, K_PART, BLOCK_K):
         left = ks < K - k
-        x = tl.load(a_tile, mask=row_mask[:, None] & left[None, :], other=0.0)
-        w = tl.load(b_tile, mask=col_mask[None, :] & left[:, None], other=0.0)
+        x = load_tile(a_tile, row_mask, left[None, :], EVEN_M, EVEN_K)
+        w = load_tile(b_tile, col_mask, left[:, None], EVEN_N, EVEN_K)
         if PROLOGUE is not None:
-            mask = row_mask[:, None] & left[None, :]
             x = PROLOGUE(
-                x.to(tl.float32), batch, rows[:, None], k + ks[None, :], mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3
-            ).to(a.dtype.element_ty)
+                x.to(tl.float32), batch, row0, rows[:, None], k + ks[None, :], row_mask, left[None, :],
+                e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+            )  # fmt: skip
+            if not EVEN_K:
+                x = tl.where(left[None, :], x, 0.0)
+            x = x.to(a.dtype.element_ty)
         acc = dot(x, w, acc, PRECISION)
         a_tile += BLOCK_K * a_col
         b_tile += BLOCK_K * b_col
-    let_next_start(PDL)
-    mask = row_mask[:, None] & col_mask[None, :]
-    y = EPILOGUE(acc, batch, rows[:, None], cols[None, :], mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
-    place = batch * c_batch + rows[:, None] * c_row + cols[None, :] * c_col
-    tl.store(c + place, y.to(c.dtype.element_ty), mask=mask)
+    return acc
+
+
+@triton.jit
+def finish(
+    acc, c, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
+    e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+    EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN_M: tl.constexpr, EVEN_N: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of one block of C, and its store."""
+    row0 = block_m * BLOCK_M
+    rows = (row0 + tl.arange(0, BLOCK_M))[:, None]
+    cols = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    row_mask, col_mask = rows < M, cols < N
+    if EPILOGUE is not None:
+        acc = EPILOGUE(acc, batch, row0, rows, cols, row_mask, col_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+    pointers = c + batch * c_batch + rows * c_row + cols * c_col
+    y = acc.to(c.dtype.element_ty)
+    if EVEN_M and EVEN_N:
+        tl.store(pointers, y)
+    elif EVEN_M:
+        tl.store(pointers, y, mask=col_mask)
+    elif EVEN_N:
+        tl.store(pointers, y, mask=row_mask)
+    else:
+        tl.store(pointers, y, mask=row_mask & col_mask)
 
 
 def twin(

@@ -1,210 +1,132 @@
-"""Linear layers, 1×1 convolutions and matrix products through `kernels/gemm.py`."""
+"""Linear layers, 1×1 convolutions and batched matrix products through `kernels/gemm.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from torchsmith.backends.cuda.emission import Emission
-from torchsmith.backends.cuda.kernels.gemm import gemm
-from torchsmith.backends.cuda.program import HookWriter, Space
-from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
-from torchsmith.errors import Unsupported
-from torchsmith.ir.dim import Dim, Shape, floordiv, product, same
-from torchsmith.ir.graph import Value
+from torchsmith.backends.cuda.kernels.gemm import gemm, gemm_persistent, gemm_sum
+from torchsmith.backends.cuda.program import HookWriter
+from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig, gemm_configs
+from torchsmith.backends.cuda.tactics.gemm_problem import Problem, epilogue_of, problem_of, prologue_of
+from torchsmith.ir.dim import Dim, floordiv
 
-
-@dataclass(frozen=True)
-class GemmConfig:
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-    group_m: int = 8
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The product as a batch of (M, K) by (N, K): strides are (batch, row, column) of A, of B as (N, K), and of C.
-
-    row_dims, col_dim, batch_dims: the dimensions of the main op's output that rows, columns and the batch count.
-    """
-
-    parts: Parts
-    a: Value
-    b: Value
-    bias: Value | None
-    m: Dim
-    n: Dim
-    k: Dim
-    batch: Dim
-    a_strides: tuple[Dim, Dim, Dim]
-    b_strides: tuple[Dim, Dim, Dim]
-    c_strides: tuple[Dim, Dim, Dim]
-    row_dims: tuple[int, ...]
-    col_dim: int
-    batch_dims: tuple[int, ...]
+SUM_BLOCK_M, SUM_BLOCK_N = 8, 64
 
 
 class GemmTemplate:
     name = "gemm"
-    kinds = frozenset({"gemm", "Linear", "MatMul", "Convolution"})
+    kinds = frozenset({"gemm", "convolution", "Linear", "MatMul", "Convolution"})
     config_type = GemmConfig
 
     def configs(self, e: Emission) -> Sequence[GemmConfig]:
         p = problem_of(e)
-        self.emit(Emission(e.node, e.views, e._packed), GemmConfig(64, 64, 32, 4, 2))  # whether the hooks can be written
-        m = p.m if isinstance(p.m, int) else 1 << 14
-        n, k = int(p.n), int(p.k)
-        found = [
-            GemmConfig(bm, bn, bk, warps, stages)
-            for bm, bn, bk, warps, stages in (
-                (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (64, 64, 64, 4, 4), (64, 32, 64, 4, 4), (32, 32, 64, 4, 5),
-                (16, 32, 128, 4, 4), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3), (16, 64, 64, 4, 4),
-            )
-            if bm <= max(16, _up(m)) and bn <= max(16, _up(n)) and bk <= max(16, _up(k))
-        ] or [GemmConfig(16, max(16, min(64, _up(n))), max(16, min(64, _up(k))), 4, 3)]  # fmt: skip
-        blocks = lambda c: -(-m // c.block_m) * -(-n // c.block_n)  # noqa: E731
-        return sorted(found, key=lambda c: (-(-blocks(c) // 132)) * c.block_m * c.block_n)
+        writer = HookWriter(e.views, e.constant)
+        epilogue_of(e, p, writer, 16, 16)  # whether the hooks can be written
+        prologue_of(e, p, writer, 16, 16)
+        m, batch = size_of(p.m), size_of(p.batch, 8)
+        return gemm_configs(m, p.n, p.k, batch, p.a.type.dtype.itemsize, p.constant, bool(p.parts.before))
 
     def emit(self, e: Emission, config: GemmConfig) -> None:
         p = problem_of(e)
-        (output,) = p.parts.outputs
-        # the logical output with its dimensions as rows, columns and batch
-        main = p.parts.main.outputs[0]
-        indices = [("batch", p.batch_dims), ("rows", p.row_dims), ("cols", (p.col_dim,))]
-        space = Space(main.type.shape, tuple((t, d) for t, d in indices if d))
-        writer = HookWriter(e.views, e.constant)
-        writer.names[main] = "acc"
-        if p.bias is not None:
-            bias_space = Space((main.type.shape[p.col_dim],), (("cols", (0,)),))
-            writer.lines.append(f"acc = acc + {writer.load(p.bias, bias_space)}")
-        writer.compute(p.parts.after, space)
-        epilogue = writer.hook("epilogue", ("acc", "batch", "rows", "cols", "mask"), [writer.names[output]])
-        prologue = None
-        if p.parts.before:
-            before = HookWriter(e.views, e.constant, writer.operands, writer.sizes)
-            before.names[p.a] = "x"
-            a_shape = p.parts.main.inputs[0].type.shape
-            a_col = 1 if p.row_dims and type(p.parts.main.op).__name__ == "Convolution" else len(a_shape) - 1
-            indices = [("batch", p.batch_dims), ("rows", p.row_dims), ("ks", (a_col,))]
-            before.compute(p.parts.before, Space(a_shape, tuple((t, d) for t, d in indices if d)))
-            last = before.names[p.parts.main.inputs[0]]
-            prologue = before.hook("prologue", ("x", "batch", "rows", "ks", "mask"), [last])
-        blocks = -(-p.m // config.block_m) if isinstance(p.m, int) else floordiv(p.m + config.block_m - 1, config.block_m)
-        e.launch(
-            gemm,
-            (blocks * -(-int(p.n) // config.block_n), p.batch),
-            {
-                **dict(a=p.a, b=p.b, c=output, M=p.m, N=p.n, K=p.k),
-                **dict(zip(("a_batch", "a_row", "a_col"), p.a_strides, strict=True)),
-                **dict(zip(("b_batch", "b_row", "b_col"), p.b_strides, strict=True)),
-                **dict(zip(("c_batch", "c_row", "c_col"), p.c_strides, strict=True)),
-                **writer.arguments(),
-                **dict(PROLOGUE=prologue, EPILOGUE=epilogue, PRECISION="ieee", PDL=True),
-                **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP_M=config.group_m),
-            },
-            writes=[output],
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
-
-
-def problem_of(e: Emission) -> Problem:
-    """The node as a matrix product. Raises Unsupported where it is none, or where its operands' strides do not allow it."""
-    parts = parts_of(e.node, "Linear", "MatMul", "Convolution")
-    main, output = parts.main, parts.outputs[0]
-    op, kind = main.op, type(main.op).__name__
-    if len(parts.outputs) > 1:
-        raise Unsupported("the node has several outputs")
-    x, w = main.inputs[:2]
-    if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise Unsupported(f"a product of {x.type.dtype}")
-    a = _source(parts, x)
-    bias = main.inputs[2] if len(main.inputs) > 2 else None
-    shape = main.outputs[0].type.shape
-    if kind == "Convolution":
-        pointwise = set(op.stride) == {1} and op.groups == 1 and set(w.type.shape[2:]) == {1} and not any(map(any, op.padding))  # type: ignore[attr-defined]
-        if not pointwise:
-            raise Unsupported("the convolution is not 1×1 with stride 1, no padding and one group")
-        row_dims, col_dim, batch_dims, a_col = (0, *range(2, len(shape))), 1, (), 1
-        b = e.packed(w, "matrix", lambda t: t.flatten(1))
-    elif kind == "Linear":
-        row_dims, col_dim, batch_dims, a_col, b = tuple(range(len(shape) - 1)), len(shape) - 1, (), len(shape) - 1, w
-    else:
-        batch_dims, row_dims, col_dim, a_col, b = tuple(range(len(shape) - 2)), (len(shape) - 2,), len(shape) - 1, len(shape) - 1, w
-    a_rows = row_dims if kind != "MatMul" else (x.type.rank - 2,)
-    rows = [x.type.shape[d] for d in a_rows]
-    a_view, c_view = e.view(a), e.view(output)
-    if a.type.shape != x.type.shape:
-        raise Unsupported(f"what comes before the product broadcasts {a.type}")
-    m, n, k = product(rows), shape[col_dim], x.type.shape[a_col if kind != "MatMul" else x.type.rank - 1]
-    if not isinstance(n, int) or not isinstance(k, int):
-        raise Unsupported(f"a product with {n} columns over {k}; both must be known")
-    batch = product([shape[d] for d in batch_dims])
-    a_dims = a_view.strides
-    a_strides = (
-        _one(x.type.shape[:-2], a_dims[:-2], shape[:-2]) if kind == "MatMul" else 0,
-        _one(rows, [a_dims[d] for d in a_rows]),
-        a_dims[a_col if kind != "MatMul" else -1],
-    )
-    if kind == "MatMul":
-        b_dims = e.view(b).strides
-        b_strides = (_one(b.type.shape[:-2], b_dims[:-2], shape[:-2]), b_dims[-1], b_dims[-2])
-    else:
-        b_dims = e.view(b).strides
-        b_strides = (0, b_dims[0], b_dims[1])
-    c_dims = c_view.strides
-    c_strides = (
-        _one([shape[d] for d in batch_dims], [c_dims[d] for d in batch_dims]),
-        _one([shape[d] for d in row_dims], [c_dims[d] for d in row_dims]),
-        c_dims[col_dim],
-    )
-    return Problem(parts, a, b, bias, m, n, k, batch, a_strides, b_strides, c_strides, row_dims, col_dim, batch_dims)
-
-
-def _source(parts: Parts, x: Value) -> Value:
-    """The tensor that the kernel loads as A: what the nodes before the product start from."""
-    if not parts.before:
-        return x
-    if parts.before[-1].outputs[0] is not x:
-        raise Unsupported("what comes before the product does not end at its first operand")
-    current = x
-    producers = {v: n for n in parts.before for v in n.outputs}
-    while current in producers:
-        wide = [v for v in producers[current].inputs if v.type.shape == x.type.shape]
-        if not wide:
-            raise Unsupported("what comes before the product has no operand of its shape")
-        current = wide[0]
-    return current
-
-
-def _one(sizes: Sequence[Dim], strides: Sequence[Dim], wanted: Shape | None = None) -> Dim:
-    """One stride that counts all the dimensions row-major. Raises Unsupported where there is none."""
-    if wanted is not None and (len(sizes) != len(wanted) or not all(map(same, sizes, wanted))):
-        if all(same(s, 1) for s in sizes):
-            return 0
-        raise Unsupported(f"a batch of {tuple(sizes)} broadcast to {wanted}")
-    result: Dim | None = None
-    step: Dim = 0
-    for size, stride in reversed(list(zip(sizes, strides, strict=True))):
-        if same(size, 1):
-            continue
-        if result is None:
-            result, step = stride, stride * size
-        elif not same(stride, step):
-            raise Unsupported(f"strides {tuple(strides)} of sizes {tuple(sizes)} are not those of one dimension")
+        if config.split_k > 1:
+            emit_split(e, p, config)
         else:
-            step = stride * size
-    return 0 if result is None else result
+            emit_whole(e, p, config)
 
 
-def _up(n: int) -> int:
-    """The next power of two."""
-    return 1 << max(0, n - 1).bit_length()
+def emit_whole(e: Emission, p: Problem, c: GemmConfig) -> None:
+    """One kernel."""
+    part = -(-p.k // c.block_k) * c.block_k
+    writer = HookWriter(e.views, e.constant)
+    epilogue = epilogue_of(e, p, writer, c.block_m, c.block_n)
+    prologue = prologue_of(e, p, writer, c.block_m, part)
+    tiles = ceildiv(p.m, c.block_m) * -(-p.n // c.block_n)
+    c_batch, c_row, c_col = p.c_strides
+    e.launch(
+        gemm_persistent if c.programs else gemm,
+        (c.programs, p.batch) if c.programs else (tiles, p.batch),
+        {
+            **operands(p, c, part),
+            **dict(c=p.output, c_split=0, c_batch=c_batch, c_row=c_row, c_col=c_col),
+            **dict(PROLOGUE=prologue, EPILOGUE=epilogue),
+            **writer.arguments(),
+        },
+        writes=[p.output],
+        num_warps=c.num_warps,
+        num_stages=c.num_stages,
+    )
+
+
+def emit_split(e: Emission, p: Problem, c: GemmConfig) -> None:
+    """One kernel that sums parts of K, and one that adds them up."""
+    part = -(-p.k // (c.block_k * c.split_k)) * c.block_k
+    splits = -(-p.k // part)
+    parts = e.temporary((splits, p.batch, p.m, p.n), torch.float32, "parts")
+    split, batch, row, col = e.view(parts).strides
+    writer = HookWriter(e.views, e.constant)
+    prologue = prologue_of(e, p, writer, c.block_m, part)
+    tiles = ceildiv(p.m, c.block_m) * -(-p.n // c.block_n)
+    e.launch(
+        gemm,
+        (tiles, p.batch, splits),
+        {
+            **operands(p, c, part),
+            **dict(c=parts, c_split=split, c_batch=batch, c_row=row, c_col=col),
+            **dict(PROLOGUE=prologue, EPILOGUE=None),
+            **writer.arguments(),
+        },
+        writes=[parts],
+        num_warps=c.num_warps,
+        num_stages=c.num_stages,
+    )
+    writer = HookWriter(e.views, e.constant)
+    epilogue = epilogue_of(e, p, writer, SUM_BLOCK_M, SUM_BLOCK_N)
+    c_batch, c_row, c_col = p.c_strides
+    e.launch(
+        gemm_sum,
+        (ceildiv(p.m, SUM_BLOCK_M), -(-p.n // SUM_BLOCK_N), p.batch),
+        {
+            **dict(parts=parts, c=p.output, M=p.m, N=p.n, p_split=split, p_batch=batch),
+            **dict(c_batch=c_batch, c_row=c_row, c_col=c_col, EPILOGUE=epilogue, SPLITS=splits, PDL=True),
+            **dict(BLOCK_M=SUM_BLOCK_M, BLOCK_N=SUM_BLOCK_N, EVEN_M=even(p.m, SUM_BLOCK_M), EVEN_N=even(p.n, SUM_BLOCK_N)),
+            **writer.arguments(),
+        },
+        writes=[p.output],
+        num_warps=4,
+    )
+
+
+def operands(p: Problem, c: GemmConfig, part: int) -> dict[str, Any]:
+    """The kernel's arguments but for C and the hooks. part: how much of K a block sums."""
+    line = 128 // p.b.type.dtype.itemsize
+    shared_by = -(-size_of(p.m) // c.block_m)
+    lines = 1 << max(0, -(-part // (line * shared_by)) - 1).bit_length()
+    fits = p.constant and p.b_strides[2] == 1 and isinstance(p.m, int)
+    b_batch, b_row, b_col = p.b_strides
+    return {
+        **dict(a=p.a, b=p.b, M=p.m, N=p.n, K=p.k, K_PART=part, A_INNER=p.a_rows.inner),
+        **dict(a_batch=p.a_batch, a_outer=p.a_rows.outer, a_row=p.a_rows.stride, a_col=p.a_col),
+        **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION="ieee", PDL=True),
+        **dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, GROUP_M=c.group_m),
+        **dict(EVEN_M=even(p.m, c.block_m), EVEN_N=even(p.n, c.block_n), AHEAD=lines if c.ahead and fits else 0),
+    }
+
+
+def even(size: Dim, block: int) -> bool:
+    return isinstance(size, int) and size % block == 0
+
+
+def size_of(size: Dim, otherwise: int = 1 << 14) -> int:
+    """A number to guess with."""
+    return size if isinstance(size, int) else otherwise
+
+
+def ceildiv(size: Dim, by: int) -> Dim:
+    return -(-size // by) if isinstance(size, int) else floordiv(size + by - 1, by)
 
 
 TEMPLATE = GemmTemplate()

@@ -1,0 +1,86 @@
+"""Every family of the GEMM template's configurations, on sizes that no block divides and on some that all do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.backends.cuda.simulated import check
+from torchsmith.backends.cuda.tactics.gemm import TEMPLATE, GemmTemplate
+from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig, gemm_configs
+
+CONFIGS = [
+    GemmConfig(16, 32, 16, 4, 2),
+    GemmConfig(32, 16, 32, 4, 3, ahead=True),
+    GemmConfig(16, 32, 16, 4, 2, split_k=3),
+    GemmConfig(32, 32, 16, 4, 2, programs=3, group_m=2),
+]
+
+
+class Gated(nn.Module):
+    """A 1×1 convolution, its activation scaled by a gate, another, and a residual."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, inner, 1), nn.Conv2d(inner, 16, 1)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        x = x.relu()
+        return self.second(F.silu(self.first(x)) * gate) + x
+
+
+class Products(nn.Module):
+    def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return F.gelu(a @ b) @ c
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> GemmConfig:
+    config: GemmConfig = request.param
+    monkeypatch.setattr(GemmTemplate, "configs", lambda self, e: [config])
+    return config
+
+
+@pytest.mark.parametrize("only", CONFIGS, indirect=True, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rows", "k", "n"), [(37, 51, 45), (64, 64, 32)])
+def test_linear(only: GemmConfig, rows: int, k: int, n: int, dtype: torch.dtype) -> None:
+    found = check(nn.Sequential(nn.Linear(k, n), nn.ReLU()), torch.randn(rows, k), dtype=dtype)
+    wanted = ["gemm", "gemm_sum"] if only.split_k > 1 else ["gemm_persistent" if only.programs else "gemm"]
+    assert found.kernels[-len(wanted) :] == wanted
+
+
+@pytest.mark.parametrize("only", CONFIGS, indirect=True, ids=str)
+@pytest.mark.parametrize("pixels", [(5, 7), (8, 4)])  # 32 pixels: a block of rows stays in one picture
+def test_gate(only: GemmConfig, pixels: tuple[int, int]) -> None:
+    found = check(Gated(40), torch.randn(2, 16, *pixels), torch.rand(2, 40, 1, 1))
+    assert sum(k in ("gemm", "gemm_persistent") for k in found.kernels) == 2
+
+
+@pytest.mark.parametrize("only", CONFIGS, indirect=True, ids=str)
+def test_batched_products(only: GemmConfig) -> None:
+    check(Products(), torch.randn(3, 21, 40), torch.randn(3, 40, 18), torch.randn(3, 18, 33))
+
+
+@pytest.mark.parametrize("only", CONFIGS[:1] + CONFIGS[2:3], indirect=True, ids=str)
+def test_strided_convolution(only: GemmConfig) -> None:
+    found = check(nn.Sequential(nn.Conv2d(16, 24, 1), nn.Conv2d(24, 40, 1, stride=2)), torch.randn(2, 16, 6, 10))
+    assert found.kernels.count("gemm") == 2
+
+
+def test_pictures_as_batch() -> None:
+    found = check(nn.Conv2d(8, 24, 1), torch.randn(3, 8, 5, 7))
+    assert found.kernels[-1] == "gemm"
+
+
+def test_configs_are_few_varied_and_fit_every_architecture() -> None:
+    for m, n, k in [(197, 768, 3072), (49, 1152, 192), (6304, 3072, 768), (1, 1000, 1280), (401408, 144, 24)]:
+        for item_bytes in (2, 4):
+            found = gemm_configs(m, n, k, 1, item_bytes, True, False)
+            assert 1 <= len(found) <= 12 and len(set(found)) == len(found)
+            first = found[0]
+            assert first.shared_bytes_of_one * item_bytes <= 98304
+    assert any(c.split_k > 1 for c in gemm_configs(197, 768, 3072, 1, 2, True, False))
+    assert TEMPLATE.config_type is GemmConfig

@@ -1,0 +1,117 @@
+"""Which tiles a matrix product is tried with, best guess first."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+# What the guesses assume, of an H100: multiprocessors, and what they do in a cycle.
+PROCESSORS, SHARED_BYTES, REGISTERS = 132, 220_000, 65536
+L2_BYTES, L2_BYTES_EACH, DRAM_BYTES = 5000, 56, 1700
+LATENCY, START = 900, 1500  # cycles from asking memory to having it; of a kernel besides its loop
+LAUNCH = 1700  # cycles that one more dependent kernel costs
+# What every architecture's blocks may have: an untuned build's choice must compile for all.
+SHARED_EVERYWHERE = 98304
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """split_k: over how many blocks K is divided, whose sums a second kernel adds. ahead: bring B into L2 before waiting for A.
+
+    programs: 0 for a block a tile, else how many blocks go through the tiles. group_m: rows of tiles that run together.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    split_k: int = 1
+    ahead: bool = False
+    programs: int = 0
+    group_m: int = 8
+
+    @property
+    def shared_bytes_of_one(self) -> int:
+        """Shared memory for the tiles, were elements one byte."""
+        return self.num_stages * (self.block_m + self.block_n) * self.block_k
+
+
+@functools.lru_cache(4096)
+def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: bool, gated: bool) -> tuple[GemmConfig, ...]:
+    """For (m, k) by (n, k), `batch` times, about a dozen. constant: B is known at build time. gated: A goes through registers."""
+    cost = functools.partial(cycles, m=m, n=n, k=k, batch=batch, item_bytes=item_bytes, gated=gated)
+    ranked = sorted(candidates(m, n, k, item_bytes), key=cost)
+    first = next((c for c in ranked if c.shared_bytes_of_one * item_bytes <= SHARED_EVERYWHERE), ranked[0])
+    kept = [first]
+    for config in ranked:
+        alike = sum((c.block_m, c.block_n, c.split_k > 1) == (config.block_m, config.block_n, config.split_k > 1) for c in kept)
+        if len(kept) == 10:
+            break
+        if config not in kept and alike < 2 and (config.split_k == 1 or sum(c.split_k > 1 for c in kept) < 4):
+            kept.append(config)
+    long = [c for c in kept[:3] if c.split_k == 1 and -(-m // c.block_m) * -(-n // c.block_n) > 1.5 * PROCESSORS and batch == 1]
+    through = [replace(c, programs=PROCESSORS * min(4, resident(c, item_bytes, gated))) for c in long]
+    if constant and m <= 1024:
+        kept = [replace(c, ahead=True) for c in kept[:2]] + [kept[0]] + [replace(c, ahead=True) for c in kept[2:]]
+    return tuple([*kept[:3], *through[:2], *kept[3:]][:12])
+
+
+def candidates(m: int, n: int, k: int, item_bytes: int) -> Iterator[GemmConfig]:
+    half = item_bytes == 2
+    for block_m in (16, 32, 64, 128, 256) if half else (16, 32, 64):
+        for block_n in (16, 32, 64, 128, 256) if half else (16, 32, 64, 128):
+            if block_m > max(16, up(m)) or block_n > max(16, up(n)) or not 512 <= block_m * block_n <= 32768:
+                continue
+            for block_k in (16, 32, 64, 128) if half else (16, 32):
+                if block_k > max(16, up(k)) or (block_k < 64 and half and k % 64 == 0):
+                    continue
+                for warps in _warps(block_m * block_n, half):
+                    stages = 2 if k <= block_k else 3 if block_m * block_n >= 16384 else 4
+                    for s in {stages, min(stages + 1, max(2, -(-k // block_k)))}:
+                        for split in (1, 2, 3, 4, 6, 8):
+                            if split == 1 or (k >= split * 2 * block_k and m * n <= 1 << 20):
+                                yield GemmConfig(block_m, block_n, block_k, warps, s, split)
+
+
+def _warps(area: int, half: bool) -> tuple[int, ...]:
+    if not half:
+        return (4,) if area <= 4096 else (8,)
+    return (8,) if area > 16384 else (4, 8) if area >= 8192 else (4,)
+
+
+def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, gated: bool) -> float:
+    """What the product takes, roughly: the slowest of computing, of moving tiles and of waiting, and a little of the others."""
+    blocks = -(-m // c.block_m) * -(-n // c.block_n) * batch * c.split_k
+    steps = -(-k // (c.block_k * c.split_k))
+    part, area = steps * c.block_k, c.block_m * c.block_n
+    each = resident(c, item_bytes, gated)
+    if not each:
+        return float("inf")
+    on_one = -(-blocks // PROCESSORS)
+    rate = 60 if item_bytes == 4 else 1600 if c.block_m >= 64 and c.num_warps % 4 == 0 else 750
+    compute = on_one * area * part / rate
+    tile_bytes = (min(c.block_m, m) + min(c.block_n, n)) * min(part, k) * item_bytes
+    tiles = max(blocks * tile_bytes / L2_BYTES, on_one * tile_bytes / L2_BYTES_EACH)
+    step = max(LATENCY / max(1, c.num_stages - 1), 90 + c.block_k, c.block_k / 16 * 18)
+    waiting = -(-blocks // (PROCESSORS * each)) * (START + LATENCY + steps * step)
+    memory = (m * k + n * k + m * n) * batch * item_bytes / DRAM_BYTES
+    terms = (compute, tiles, waiting, memory)
+    adding = LAUNCH + LATENCY + 2 * c.split_k * m * n * batch * 4 / L2_BYTES if c.split_k > 1 else 0
+    return max(terms) + 0.15 * sum(terms) + adding
+
+
+def resident(c: GemmConfig, item_bytes: int, gated: bool) -> int:
+    """How many blocks one multiprocessor holds at once."""
+    registers = c.block_m * c.block_n / (32 * c.num_warps) + 64
+    registers += c.block_m * c.block_k / (64 * c.num_warps) if gated else 0
+    if registers > 255:
+        return 0
+    shared = c.shared_bytes_of_one * item_bytes
+    return min(SHARED_BYTES // shared, 64 // c.num_warps, int(REGISTERS // (registers * 32 * c.num_warps)))
+
+
+def up(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, n - 1).bit_length()
