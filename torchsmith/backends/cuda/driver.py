@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,21 +19,23 @@ C_TYPES: dict[str, Any] = {
 _LARGE_SHARED = 48 << 10  # bytes of shared memory above which a function must ask for more
 
 
-def _driver() -> Any:
+@functools.cache
+def driver() -> Any:
+    """cuda-bindings' driver module. Raises BackendUnavailable where it is not installed."""
     try:
-        from cuda.bindings import driver  # type: ignore[import-untyped, unused-ignore]
+        from cuda.bindings import driver as bindings  # type: ignore[import-untyped, unused-ignore]
     except ImportError as missing:
         raise BackendUnavailable(
             f"the cuda backend runs kernels through cuda-bindings ({missing}); pip install cuda-bindings"
         ) from missing
-    return driver
+    return bindings
 
 
 def check(result: tuple[Any, ...], what: str) -> Any:
     """A driver call's value. Raises EngineMismatch, with the driver's own words, where it failed."""
     error, *values = result
     if int(error) != 0:
-        _, text = _driver().cuGetErrorString(error)
+        _, text = driver().cuGetErrorString(error)
         raise EngineMismatch(f"the CUDA driver could not {what}: {(text or b'unknown error').decode()} ({error.name})")
     return values[0] if len(values) == 1 else values
 
@@ -45,45 +48,45 @@ class Function:
     """
 
     def __init__(self, code: bytes, symbol: str, threads: int, shared_bytes: int, pdl: bool, types: Sequence[str]) -> None:
-        driver = _driver()
+        cuda = driver()
         torch.cuda.current_stream()  # the device's context exists from here on
-        self._library = check(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), f"load the kernel {symbol}")
-        kernel = check(driver.cuLibraryGetKernel(self._library, symbol.encode()), f"find the kernel {symbol} in its code")
-        self.handle = check(driver.cuKernelGetFunction(kernel), f"put the kernel {symbol} on this device")
+        self._library = check(cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0), f"load the kernel {symbol}")
+        kernel = check(cuda.cuLibraryGetKernel(self._library, symbol.encode()), f"find the kernel {symbol} in its code")
+        self.handle = check(cuda.cuKernelGetFunction(kernel), f"put the kernel {symbol} on this device")
         self.threads, self.shared_bytes, self.pdl = threads, shared_bytes, pdl
-        self._types = [ctypes.c_uint64 if t.startswith("*") else C_TYPES[t] for t in types]
+        self.types = [ctypes.c_uint64 if t.startswith("*") else C_TYPES[t] for t in types]
         if shared_bytes > _LARGE_SHARED:
-            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(
-                driver.cuFuncSetAttribute(self.handle, attribute, shared_bytes),
+                cuda.cuFuncSetAttribute(self.handle, attribute, shared_bytes),
                 f"give the kernel {symbol} {shared_bytes} bytes of shared memory",
             )
 
     def __del__(self) -> None:
         library = getattr(self, "_library", None)
         if library is not None and _alive():
-            _driver().cuLibraryUnload(library)
+            driver().cuLibraryUnload(library)
 
     def launch(self, grid: Sequence[int], arguments: Sequence[int | float], stream: int) -> None:
         """Enqueue on a raw stream. arguments: addresses and numbers. A grid with a zero launches nothing."""
         if 0 in grid:
             return
-        driver = _driver()
-        values: list[Any] = [type_(value) for type_, value in zip(self._types, arguments, strict=True)] + [
+        cuda = driver()
+        values: list[Any] = [type_(value) for type_, value in zip(self.types, arguments, strict=True)] + [
             ctypes.c_uint64(0),
             ctypes.c_uint64(0),
         ]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-        config = driver.CUlaunchConfig()
+        config = cuda.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
         config.sharedMemBytes, config.hStream = self.shared_bytes, stream
         if self.pdl:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute = cuda.CUlaunchAttribute()
+            attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attribute.value.programmaticStreamSerializationAllowed = 1
             config.attrs, config.numAttrs = [attribute], 1
-        check(driver.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0), "launch a kernel")
+        check(cuda.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0), "launch a kernel")
 
 
 def _alive() -> bool:

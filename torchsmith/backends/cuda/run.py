@@ -1,6 +1,6 @@
 """Engines at run time: one CUDA graph per input shape, replayed per call.
 
-A call copies its inputs into the graph's own memory, replays, and hands out copies of the outputs, all on the caller's
+A call points the graph's first kernels to its inputs and the last ones to fresh outputs, and replays, all on the caller's
 stream. Calls of one shape take turns, on whatever streams they come.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchsmith import sizes
 from torchsmith.backends.cuda.driver import Function
+from torchsmith.backends.cuda.graphs import RecordedGraph
 from torchsmith.backends.cuda.memory import ALIGNMENT, Lifetime, arrange
 from torchsmith.backends.cuda.plan import CallStep, LaunchStep, Plan, Variant, read
 from torchsmith.errors import EngineMismatch, OutOfDeviceMemory
@@ -23,6 +24,7 @@ from torchsmith.target import Target
 
 # Graphs of so many shapes are kept; the one that was not used for longest goes.
 SHAPES_KEPT = 16
+POINTER_ALIGNMENT = 16  # bytes; what kernels expect of addresses, and PyTorch's allocator gives unless a tensor is a part of one
 
 
 class CudaRunner:
@@ -33,7 +35,7 @@ class CudaRunner:
         check_target(self.plan.target, target)
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.functions = functions_of(self.plan, tensors)
-        with _memory_errors("its weights"):
+        with memory_errors("its weights"):
             self.constants = upload({n: tensors[n] for n in self.plan.constants}, self.device)
         self._symbols = _symbol_places(self.plan)
         self._instances: OrderedDict[tuple[int, ...], Instance] = OrderedDict()
@@ -74,7 +76,11 @@ class CudaRunner:
 
 
 class Instance:
-    """The engine at one set of sizes: its memory, and its graph once it was called."""
+    """The engine at one set of sizes: its memory, and its graph once it was called.
+
+    Inputs and outputs that only our own kernels touch are *bound*: the graph reads the caller's tensor and writes the one that
+    is handed out. Others are copied.
+    """
 
     def __init__(self, runner: CudaRunner, env: Mapping[str, int]) -> None:
         plan = runner.plan
@@ -84,9 +90,13 @@ class Instance:
         self.memory_bytes = self.memory.bytes
         self.inputs = [self.memory.tensor(name) for name in plan.inputs]
         self._lock = threading.Lock()
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: RecordedGraph | None = None
         self._stream: torch.cuda.Stream | None = None
         self._outputs: list[Tensor] = []
+        self._edges_in = [
+            (name, tuple(own.stride())) if name in self.memory.bound else None
+            for name, own in zip(plan.inputs, self.inputs, strict=True)
+        ]
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         stream = torch.cuda.current_stream(self.runner.device)
@@ -95,16 +105,32 @@ class Instance:
                 if self._stream is not None:
                     stream.wait_stream(self._stream)  # the memory is shared with the call before
                 self._stream = stream
+            graph = self._graph
+            if graph is None or torch.cuda.is_current_stream_capturing():
+                return self._first(stream, inputs)
+            changed: set[int] = set()
+            for own, given, edge in zip(self.inputs, inputs, self._edges_in, strict=True):
+                address = given.data_ptr()
+                if edge is not None and given.stride() == edge[1] and address % POINTER_ALIGNMENT == 0:
+                    graph.put(edge[0], address, changed)
+                    continue
+                own.copy_(given)
+                if edge is not None:
+                    graph.put(edge[0], own.data_ptr(), changed)
+            handed: list[Tensor | None] = []
+            for name, output in zip(self.runner.plan.outputs, self._outputs, strict=True):
+                fresh = torch.empty_like(output) if name in self.memory.bound else None
+                if fresh is not None:
+                    graph.put(name, fresh.data_ptr(), changed)
+                handed.append(fresh)
+            graph.launch(stream.cuda_stream, changed)
+            return [own.clone() if fresh is None else fresh for fresh, own in zip(handed, self._outputs, strict=True)]
+
+    def _first(self, stream: torch.cuda.Stream, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run the steps one by one, which is also what makes libraries choose their kernels; then record the graph."""
+        with torch.cuda.device(self.runner.device), memory_errors("a call"):
             for own, given in zip(self.inputs, inputs, strict=True):
                 own.copy_(given)
-            if self._graph is not None and not torch.cuda.is_current_stream_capturing():
-                self._graph.replay()
-                return [output.clone() for output in self._outputs]
-            return self._first(stream)
-
-    def _first(self, stream: torch.cuda.Stream) -> list[Tensor]:
-        """Run the steps one by one, which is also what makes libraries choose their kernels; then record the graph."""
-        with torch.cuda.device(self.runner.device), _memory_errors("a call"):
             results = [output.clone() for output in self._steps(stream)]
             if not torch.cuda.is_current_stream_capturing():
                 self._record(stream)
@@ -113,15 +139,16 @@ class Instance:
     def _record(self, stream: torch.cuda.Stream) -> None:
         side = torch.cuda.Stream(self.runner.device)  # type: ignore[no-untyped-call]
         side.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        captured = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.stream(side):
-            graph.capture_begin(capture_error_mode="thread_local")
+            captured.capture_begin(capture_error_mode="thread_local")
             try:
                 outputs = self._steps(side)
             finally:
-                graph.capture_end()
+                captured.capture_end()
         stream.wait_stream(side)
-        self._outputs, self._graph = outputs, graph
+        edges = {name: (self.memory.address(name), self.memory.given[name].nbytes) for name in self.memory.bound}
+        self._graph, self._outputs = RecordedGraph(captured, self.runner.functions, edges), outputs
 
     def _steps(self, stream: torch.cuda.Stream) -> list[Tensor]:
         """Enqueue every step; the outputs are in the engine's memory."""
@@ -147,12 +174,14 @@ class Memory:
         self, plan: Plan, variant: Variant, constants: Mapping[str, Tensor], env: Mapping[str, int], device: torch.device
     ) -> None:
         self.plan, self.env, self.device = plan, env, device
-        edges = {name: self._numel(name) for name in plan.inputs}
-        self.given = {name: torch.zeros(n, dtype=plan.values[name].dtype, device=device) for name, n in edges.items()}
+        self.bound = bound_edges(plan, variant)
+        edges = dict.fromkeys([*plan.inputs, *self.bound])
+        with memory_errors("its inputs and outputs"):
+            self.given = {n: torch.zeros(self._numel(n), dtype=plan.values[n].dtype, device=device) for n in edges}
         self.given.update(constants)
         lives, self._last = lifetimes(plan, variant, env)
         offsets, size = arrange([life for life in lives if life.name not in self.given and life.name not in self._last])
-        with _memory_errors("its activations"):
+        with memory_errors("its activations"):
             self.arena = torch.empty(size, dtype=torch.uint8, device=device)
         self.bytes = size + sum(t.nbytes for t in self.given.values()) - sum(t.nbytes for t in constants.values())
         for name, offset in offsets.items():
@@ -207,6 +236,15 @@ class Memory:
             del self._adopted[root]
             for name in [n for n in self._tensors if self.plan.values[n].root == root]:
                 del self._tensors[name]
+
+
+def bound_edges(plan: Plan, variant: Variant) -> frozenset[str]:
+    """Inputs and outputs whose memory is touched by our own kernels alone, so that a graph's kernels can be pointed elsewhere."""
+    called = {plan.values[n].root for s in variant.steps if isinstance(s, CallStep) for n in (*s.inputs, *s.outputs)}
+    edges = [*plan.inputs, *plan.outputs]
+    own = {name for name in edges if plan.values[name].root == name and edges.count(name) == 1}
+    shared = {plan.values[name].root for name in edges if name not in own}
+    return frozenset(own - called - shared - set(plan.constants))
 
 
 def lifetimes(plan: Plan, variant: Variant, env: Mapping[str, int]) -> tuple[list[Lifetime], dict[str, int]]:
@@ -303,7 +341,7 @@ def _same_strides(tensor: Tensor, strides: Sequence[int]) -> bool:
     return all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), strides, strict=True))
 
 
-class _memory_errors:
+class memory_errors:
     """Turns PyTorch's out-of-memory error into a sentence about this engine."""
 
     def __init__(self, what: str) -> None:
