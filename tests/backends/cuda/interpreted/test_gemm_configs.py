@@ -16,6 +16,7 @@ CONFIGS = [
     GemmConfig(32, 16, 32, 4, 3, ahead=True),
     GemmConfig(16, 32, 16, 4, 2, split_k=3),
     GemmConfig(32, 32, 16, 4, 2, programs=3, group_m=2),
+    GemmConfig(64, 64, 16, 1, 2),  # the epilogue in halves
 ]
 
 

@@ -24,7 +24,7 @@ def gemm(
     K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr,
     PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, HALVES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One block of C. Grid: (blocks of M * blocks of N, batch, parts of K).
 
@@ -45,8 +45,8 @@ def gemm(
     )  # fmt: skip
     let_next_start(PDL)
     finish(
-        acc, c + split * c_split, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
-        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N,
+        acc, c + split * c_split, batch, block_m * BLOCK_M, block_n * BLOCK_N, M, N, c_batch, c_row, c_col,
+        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N, HALVES,
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def gemm_persistent(
     K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr,
     PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, HALVES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The same with as many blocks as fit the device, each going through tiles. Grid: (blocks, batch)."""
     batch = tl.program_id(1)
@@ -73,8 +73,8 @@ def gemm_persistent(
             K, K_PART, A_INNER, PROLOGUE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_M, EVEN_N,
         )  # fmt: skip
         finish(
-            acc, c, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
-            e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N,
+            acc, c, batch, block_m * BLOCK_M, block_n * BLOCK_N, M, N, c_batch, c_row, c_col,
+            e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N, HALVES,
         )  # fmt: skip
 
 
@@ -97,8 +97,8 @@ def gemm_sum(
         acc += load_tile(pointers + split * p_split, row_mask, col_mask, EVEN_M, EVEN_N)
     let_next_start(PDL)
     finish(
-        acc, c, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
-        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N,
+        acc, c, batch, block_m * BLOCK_M, block_n * BLOCK_N, M, N, c_batch, c_row, c_col,
+        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N, False,
     )  # fmt: skip
 
 
@@ -178,27 +178,38 @@ def multiply(
 
 @triton.jit
 def finish(
-    acc, c, batch, block_m, block_n, M, N, c_batch, c_row, c_col,
+    acc, c, batch, row0, col0, M, N, c_batch, c_row, c_col,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN_M: tl.constexpr, EVEN_N: tl.constexpr,
+    HALVES: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue of one block of C, and its store."""
-    row0 = block_m * BLOCK_M
-    rows = (row0 + tl.arange(0, BLOCK_M))[:, None]
-    cols = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
-    row_mask, col_mask = rows < M, cols < N
-    if EPILOGUE is not None:
-        acc = EPILOGUE(acc, batch, row0, rows, cols, row_mask, col_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
-    pointers = c + batch * c_batch + rows * c_row + cols * c_col
-    y = acc.to(c.dtype.element_ty)
-    if EVEN_M and EVEN_N:
-        tl.store(pointers, y)
-    elif EVEN_M:
-        tl.store(pointers, y, mask=col_mask)
-    elif EVEN_N:
-        tl.store(pointers, y, mask=row_mask)
+    """The epilogue of the block of C at (row0, col0), and its store. HALVES: one half of the columns after the other."""
+    if HALVES:  # in a tile of 128 sums a thread the epilogue's operands would spill
+        low, high = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        finish(
+            low, c, batch, row0, col0, M, N, c_batch, c_row, c_col,
+            e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N // 2, EVEN_M, EVEN_N, False,
+        )  # fmt: skip
+        finish(
+            high, c, batch, row0, col0 + BLOCK_N // 2, M, N, c_batch, c_row, c_col,
+            e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N // 2, EVEN_M, EVEN_N, False,
+        )  # fmt: skip
     else:
-        tl.store(pointers, y, mask=row_mask & col_mask)
+        rows = (row0 + tl.arange(0, BLOCK_M))[:, None]
+        cols = (col0 + tl.arange(0, BLOCK_N))[None, :]
+        row_mask, col_mask = rows < M, cols < N
+        if EPILOGUE is not None:
+            acc = EPILOGUE(acc, batch, row0, rows, cols, row_mask, col_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        pointers = c + batch * c_batch + rows * c_row + cols * c_col
+        y = acc.to(c.dtype.element_ty)
+        if EVEN_M and EVEN_N:
+            tl.store(pointers, y)
+        elif EVEN_M:
+            tl.store(pointers, y, mask=col_mask)
+        elif EVEN_N:
+            tl.store(pointers, y, mask=row_mask)
+        else:
+            tl.store(pointers, y, mask=row_mask & col_mask)
 
 
 def twin(

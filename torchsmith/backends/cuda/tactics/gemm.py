@@ -113,6 +113,7 @@ def operands(p: Problem, c: GemmConfig, part: int) -> dict[str, Any]:
         **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION="ieee", PDL=True),
         **dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, GROUP_M=c.group_m),
         **dict(EVEN_M=even(p.m, c.block_m), EVEN_N=even(p.n, c.block_n), AHEAD=lines if c.ahead and fits else 0),
+        **dict(HALVES=c.block_m * c.block_n >= 4096 * c.num_warps and c.block_n >= 32),
     }
 
 
