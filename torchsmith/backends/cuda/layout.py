@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
-from torchsmith.ir.dim import Dim, Shape, product, same, simplify
+from torchsmith.ir.dim import Dim, Shape, bind, product, same, simplify
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.types import TensorType
 
@@ -62,6 +63,20 @@ def order_of(type: TensorType, strides: Shape) -> tuple[int, ...] | None:
     return (*ones, *reversed(found))
 
 
+def memory_order(shape: Shape, strides: Shape) -> tuple[int, ...]:
+    """The dimensions from the widest stride to the narrowest, gaps or not. Those of size 1 come first, then those of stride 0."""
+    real = [d for d in range(len(shape)) if not same(shape[d], 1) and not same(strides[d], 0)]
+    real.sort(key=lambda d: (-_typical(strides[d]), -_typical(shape[d])))
+    ones = [d for d in range(len(shape)) if same(shape[d], 1)]
+    repeated = [d for d in range(len(shape)) if d not in ones and d not in real]
+    return (*ones, *repeated, *real)
+
+
+def _typical(size: Dim) -> int:
+    """The size for symbols that are large: enough to say which of two strides is wider."""
+    return size if isinstance(size, int) else int(bind(size, {s.name: 10007 for s in size.free_symbols}))
+
+
 def dense_like(type: TensorType, order: Sequence[int]) -> Shape:
     """Dense strides with the dimensions in that order, outermost first."""
     strides: list[Dim] = [0] * type.rank
@@ -73,7 +88,7 @@ def dense_like(type: TensorType, order: Sequence[int]) -> Shape:
 
 
 def place(graph: Graph) -> dict[Value, View]:
-    """A view for every value: inputs and constants contiguous, views of views where strides can say so, the rest by `dense_rule`."""
+    """Every value's view: inputs and constants contiguous, views of views where strides can say so, the rest by `dense_rule`."""
     placed: dict[Value, View] = {v: View(v, contiguous(v.type.shape)) for v in (*graph.inputs, *graph.constants)}
     for node in graph.nodes:
         place_node(node, placed)
@@ -101,14 +116,23 @@ def dense_rule(node: Node, value: Value, placed: Placed) -> Shape:
     shape = value.type.shape
     if value.type.rank == 4 and _is_spatial(node):
         return channels_last(shape)
+    if value.type.rank > 3 and _has(node, "Attention"):
+        # every query's heads lie together, as the projection that follows takes them
+        *batch, length, features = range(value.type.rank)
+        return dense_like(value.type, (batch[0], length, *batch[1:], features))
     for given in node.inputs:
         if given.type.rank == value.type.rank and all(map(same, given.type.shape, shape)):
-            order = order_of(given.type, placed[given].strides)
-            if order is not None:
-                return dense_like(value.type, order)
+            strides = placed[given].strides
+            if not any(same(s, 0) and not same(n, 1) for n, s in zip(shape, strides, strict=True)):
+                return dense_like(value.type, memory_order(shape, strides))
     if value.type.rank == 4 and any(_is_channels_last(v, placed) for v in node.inputs):
         return channels_last(shape)
     return contiguous(shape)
+
+
+def _has(node: Node, kind: str) -> bool:
+    body = getattr(node.op, "body", None)
+    return any(_has(n, kind) for n in body.nodes) if body else type(node.op).__name__ == kind
 
 
 def _is_spatial(node: Node) -> bool:
@@ -188,7 +212,7 @@ def reshaped_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | Non
             else:
                 return None
         group = old[position : position + olds]
-        for (_, outer), (n, inner) in zip(group, group[1:], strict=False):
+        for (_, outer), (n, inner) in pairwise(group):
             if not same(outer, n * inner):
                 return None
         step: Dim = group[-1][1]

@@ -7,14 +7,13 @@ that stays inside a kernel costs no accuracy. Integers and bools keep their dtyp
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from torchsmith.backends.cuda.emission import TRITON_TYPES
+from torchsmith.backends.cuda.expressions import expression, literal, python_type, register_type
 from torchsmith.backends.cuda.layout import Placed
 from torchsmith.backends.cuda.steps import Hook
 from torchsmith.errors import Unsupported
@@ -24,106 +23,8 @@ from torchsmith.ir.graph import Node, Value
 OPERANDS, SIZES = 8, 4  # how many of each a kernel template has room for: parameters e0..e7 and z0..z3
 PARAMETERS = ", ".join([*(f"e{i}" for i in range(OPERANDS)), *(f"z{i}" for i in range(SIZES))])
 
-UNARY: dict[str, str] = {
-    "exp": "tl.exp({0})",
-    "exp2": "tl.exp2({0})",
-    "log": "tl.log({0})",
-    "log2": "tl.log2({0})",
-    "log1p": "tl.log(1.0 + {0})",
-    "sqrt": "sqrt({0})",
-    "rsqrt": "tl.rsqrt({0})",
-    "reciprocal": "(1.0 / {0})",
-    "sin": "tl.sin({0})",
-    "cos": "tl.cos({0})",
-    "erf": "tl.erf({0})",
-    "sigmoid": "tl.sigmoid({0})",
-    "silu": "({0} * tl.sigmoid({0}))",
-    "tanh": "tanh({0})",
-    "mish": "({0} * tanh(softplus({0})))",
-    "softplus": "softplus({0})",
-    "logsigmoid": "(-softplus(-({0})))",
-    "hardswish": "({0} * clip({0} + 3.0, 0.0, 6.0) * (1.0 / 6.0))",
-    "hardsigmoid": "(clip({0} + 3.0, 0.0, 6.0) * (1.0 / 6.0))",
-    "relu": "relu({0})",
-    "neg": "(-({0}))",
-    "abs": "tl.abs({0})",
-    "floor": "tl.floor({0})",
-    "ceil": "tl.ceil({0})",
-    "isnan": "({0} != {0})",
-    "isinf": "(tl.abs({0}) == float('inf'))",
-    "isfinite": "(tl.abs({0}) < float('inf'))",
-    "logical_not": "({0} == 0)",
-}
-BINARY: dict[str, str] = {
-    "add": "({0} + {1})",
-    "sub": "({0} - {1})",
-    "mul": "({0} * {1})",
-    "div": "({0} / {1})",
-    "maximum": "maximum({0}, {1})",
-    "minimum": "minimum({0}, {1})",
-    "bitwise_and": "({0} & {1})",
-    "bitwise_or": "({0} | {1})",
-    "bitwise_xor": "({0} ^ {1})",
-    "logical_and": "({0} & {1})",
-    "logical_or": "({0} | {1})",
-    "logical_xor": "({0} ^ {1})",
-}
-COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-_FLOAT_ONLY = frozenset({"exp", "exp2", "log", "log2", "sqrt", "rsqrt", "floor", "ceil", "abs", "neg", "relu"})
-
-
-def register_type(dtype: torch.dtype) -> str:
-    """What a value is in registers."""
-    if dtype.is_floating_point:
-        return "fp64" if dtype == torch.float64 else "fp32"
-    return TRITON_TYPES[dtype]
-
-
-def expression(node: Node, names: Sequence[str]) -> str:
-    """Triton text of a pointwise node over names for its inputs. Raises Unsupported, with the reason, for what has none."""
-    op, kind = node.op, type(node.op).__name__
-    dtype = node.inputs[0].type.dtype
-    if kind == "Unary":
-        text = UNARY.get(op.function)  # type: ignore[attr-defined]
-        if text is None:
-            raise Unsupported(f"{op} has no Triton expression")
-        return text.format(*names)
-    if kind == "Binary":
-        text = BINARY.get(op.function)  # type: ignore[attr-defined]
-        if text is None or (op.function == "div" and not dtype.is_floating_point):  # type: ignore[attr-defined]
-            raise Unsupported(f"{op} of {dtype} has no Triton expression")
-        return text.format(*names)
-    if kind == "Compare":
-        return f"({names[0]} {COMPARE[op.function]} {names[1]})"  # type: ignore[attr-defined]
-    if kind == "Where":
-        return f"tl.where({names[0]}, {names[1]}, {names[2]})"
-    if kind == "Gelu":
-        return f"gelu_tanh({names[0]})" if op.approximate == "tanh" else f"gelu({names[0]})"  # type: ignore[attr-defined]
-    if kind == "LeakyRelu":
-        return f"tl.where({names[0]} > 0, {names[0]}, {names[0]} * {literal(op.slope)})"  # type: ignore[attr-defined]
-    if kind == "Cast":
-        return _cast(names[0], dtype, op.dtype)  # type: ignore[attr-defined]
-    raise Unsupported(f"{op} has no Triton expression")
-
-
-def _cast(name: str, given: torch.dtype, wanted: torch.dtype) -> str:
-    if wanted == torch.bool:
-        return f"({name} != 0)"
-    if given.is_floating_point and wanted.is_floating_point and register_type(given) == register_type(wanted):
-        return name
-    return f"{name}.to(tl.{_python_type(register_type(wanted))})"
-
-
-def _python_type(name: str) -> str:
-    """tl's attribute for a Triton type."""
-    named = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "i1": "int1", "u8": "uint8"}
-    return named.get(name, name.replace("i", "int", 1) if name.startswith("i") else name)
-
-
-def literal(number: float) -> str:
-    if isinstance(number, float) and not math.isfinite(number):
-        return f"float('{number}')"
-    return repr(number)
+# How values are read at their coordinates, by class of op: see `reads.py`. They stand only at the start of a pointwise kernel.
+READS = frozenset({"Concat", "Pad", "Resize", "Gather", "GatherElements", "Tile"})
 
 
 def is_pointwise(node: Node) -> bool:
@@ -174,13 +75,33 @@ class HookWriter:
 
     def offset(self, value: Value, space: Space) -> str:
         """Text of the element's place in the operand, broadcast over the space."""
+        return self.address(value.type.shape, self.placed[value].strides, space)
+
+    def address(self, shape: Shape, strides: Shape, space: Space) -> str:
+        """Text of the sum of coordinate times stride, of a tensor that is broadcast over the space."""
         rank = len(space.shape)
-        shape, strides = value.type.shape, self.placed[value].strides
         padded: list[Dim] = [0] * (rank - len(shape)) + [0 if same(n, 1) else s for n, s in zip(shape, strides, strict=True)]
         terms: list[str] = []
         for index, axes in space.indices:
             terms += self._terms(index, [space.shape[a] for a in axes], [padded[a] for a in axes])
         return " + ".join(terms) or "0"
+
+    def coordinate(self, axis: int, space: Space) -> str:
+        """Text of the element's place along one dimension of the space."""
+        for index, axes in space.indices:
+            if axis in axes:
+                position = axes.index(axis)
+                inner = product([space.shape[a] for a in axes[position + 1 :]])
+                text = index if same(inner, 1) else f"({index} // {self.size(inner)})"
+                outermost = all(same(space.shape[a], 1) for a in axes[:position])
+                return text if outermost else f"({text} % {self.size(space.shape[axis])})"
+        return "0"
+
+    def add(self, text: str) -> str:
+        """The name of a new line's result."""
+        name = self._fresh()
+        self.lines.append(f"{name} = {text}")
+        return name
 
     def _depends(self, value: Value, space: Space, index: str) -> bool:
         """Whether the operand's offset contains that index."""
@@ -222,7 +143,7 @@ class HookWriter:
         name = self._fresh()
         where = self.offset(value, space)
         pointer = self.operand(value)
-        register = _python_type(register_type(value.type.dtype))
+        register = python_type(register_type(value.type.dtype))
         if space.masks is not None:
             mask = " & ".join(m for index, m in space.masks if m and self._depends(value, space, index))
         guard = "" if where == "0" or not mask else f", mask={mask}, other=0"
@@ -234,16 +155,16 @@ class HookWriter:
         """Add the nodes, in order, loading what they need."""
         for node in nodes:
             inputs = [self.load(v, space, mask) for v in node.inputs]
-            name = self._fresh()
-            self.lines.append(f"{name} = {expression(node, inputs)}")
-            self.names[node.outputs[0]] = name
+            self.names[node.outputs[0]] = self.add(expression(node, inputs))
 
     def _fresh(self) -> str:
         return f"v{len(self.lines)}"
 
     def hook(self, kind: str, parameters: Sequence[str], returns: Sequence[str]) -> Hook:
+        """One function of the lines. returns: names; nothing where what it does is to store."""
         body = "".join(f"    {line}\n" for line in self.lines)
-        text = f"({', '.join(parameters)}, {PARAMETERS}):\n{body}    return {', '.join(returns)}\n"
+        body += f"    return {', '.join(returns)}\n" if returns else ""
+        text = f"({', '.join(parameters)}, {PARAMETERS}):\n{body}"
         name = f"{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         return Hook(name, f"def {name}{text}")
 

@@ -20,7 +20,7 @@ from torchsmith.ir.op import Op
 class Hook:
     """A generated Triton function that a kernel template calls: an epilogue, a prologue, a pointwise body.
 
-    source: Python text of one function called `name`, over `tl` and the helpers of `kernels/common.py`.
+    source: Python text of one function called `name`, over `tl`, `kernels/common.py` and `kernels/functions.py`.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Hook:
 def _function(name: str, source: str) -> Any:
     import triton
 
-    from torchsmith.backends.cuda.kernels import common
+    from torchsmith.backends.cuda.kernels import common, functions
 
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     filename = f"<torchsmith hook {name} {digest}>"  # Triton reads a function's text back through linecache
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    scope: dict[str, Any] = {k: v for k, v in vars(common).items() if not k.startswith("__")}
+    scope: dict[str, Any] = {k: v for k, v in {**vars(common), **vars(functions)}.items() if not k.startswith("__")}
     scope["__name__"] = f"torchsmith_hook_{digest}"
     exec(compile(source, filename, "exec"), scope)  # our own generator's text
     return triton.jit(scope[name])

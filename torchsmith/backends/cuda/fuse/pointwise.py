@@ -1,13 +1,18 @@
-"""Pointwise nodes that no other kernel took run together, as long as one feeds the next."""
+"""Pointwise nodes that no other kernel took run together, as long as one feeds the next.
+
+What they start from may be a concatenation, a padding, a gather: the kernel then reads from where those would have read.
+"""
 
 from __future__ import annotations
 
 from torchsmith.backends.cuda.fuse.fused import wrap
 from torchsmith.backends.cuda.program import OPERANDS, is_pointwise
+from torchsmith.backends.cuda.reads import is_read
 from torchsmith.ir.dim import same
-from torchsmith.ir.graph import Graph, Node
+from torchsmith.ir.graph import Graph, Node, Value
 
 MAX_NODES = 24
+MAX_READS = 3  # each is loads and index arithmetic for every element
 
 
 def pointwise(graph: Graph) -> Graph:
@@ -19,24 +24,43 @@ def pointwise(graph: Graph) -> Graph:
         if node in owned or not is_pointwise(node):
             continue
         members = {node}
-        grown = True
-        while grown and len(members) < MAX_NODES:
-            grown = False
-            for value in [v for n in members for v in n.inputs]:
-                before = producers.get(value)
-                if before is None or before in members or before in owned or not is_pointwise(before) or value in outputs:
-                    continue
-                if not all(user in members for user in users[value]) or not _same_shape(before, node):
-                    continue
-                operands = {v for n in (*members, before) for v in n.inputs} - {v for n in (*members, before) for v in n.outputs}
-                if len(operands) > OPERANDS:
-                    continue
-                members.add(before)
-                grown = True
+        while len(members) < MAX_NODES:
+            before = _next(members, node, producers, users, owned, outputs)
+            if before is None:
                 break
+            members.add(before)
         owned.update(members)
         clusters.append(("pointwise", list(members)))
     return wrap(graph, clusters)
+
+
+def _next(
+    members: set[Node],
+    last: Node,
+    producers: dict[Value, Node],
+    users: dict[Value, list[Node]],
+    owned: set[Node],
+    outputs: set[Value],
+) -> Node | None:
+    """A node that feeds the members alone and gives their shape."""
+    for value in [v for n in members if is_pointwise(n) for v in n.inputs]:
+        before = producers.get(value)
+        if before is None or before in members or before in owned or value in outputs:
+            continue
+        if not all(user in members and is_pointwise(user) for user in users[value]) or not _same_shape(before, last):
+            continue
+        if not is_pointwise(before) and not (is_read(before) and sum(map(is_read, members)) < MAX_READS):
+            continue
+        after = (*members, before)
+        made = {v for n in after for v in n.outputs}
+        if is_read(before) and made.intersection(before.inputs):
+            continue
+        # one operand more is the output
+        if len({v for n in after for v in n.inputs} - made) + 1 <= OPERANDS and not any(
+            is_read(n) and made.intersection(n.inputs) for n in after
+        ):
+            return before
+    return None
 
 
 def _same_shape(a: Node, b: Node) -> bool:
