@@ -1,6 +1,6 @@
 """Whole engines in Triton's interpreter, for the tests in `interpreted/`.
 
-    check(module, *inputs)  emits steps as for sm_90, without a GPU, runs them on the CPU and compares with float64
+check(module, *inputs)  emits steps as for sm_90, without a GPU, runs them on the CPU and compares with float64
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from triton.runtime import interpreter
 
 from torchsmith.backends.cuda import build
 from torchsmith.backends.cuda.simulate import simulate
@@ -75,11 +76,27 @@ def check(module: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float16
     return found
 
 
+def _round_to_bfloat16() -> None:
+    """Triton 3.8's interpreter truncates float32 to bfloat16; PyTorch and GPUs round to nearest."""
+    given = interpreter._convert_float
+
+    def convert(x: Any, source: Any, wanted: Any, mode: Any) -> Any:
+        if (str(source), str(wanted)) != ("fp32", "bf16"):
+            return given(x, source, wanted, mode)
+        wide = torch.from_numpy(x.astype("float32", copy=True).reshape(-1))
+        return wide.bfloat16().view(torch.int16).numpy().view("uint16").reshape(x.shape)
+
+    interpreter._convert_float = convert
+
+
+_round_to_bfloat16()
+
+
 def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     assert all(torch.isfinite(f.double()).all() for f in found)
     difference = sum(float((f.double() - w.double()).square().sum()) for f, w in zip(found, wanted, strict=True))
     size = sum(float(w.double().square().sum()) for w in wanted)
-    return (difference / max(size, 1e-30)) ** 0.5
+    return float((difference / max(size, 1e-30)) ** 0.5)
 
 
 def _wide(graph: Graph, inputs: Sequence[Tensor]) -> tuple[Graph, list[Tensor]]:

@@ -27,6 +27,7 @@ def norm(
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R))[:, None]
     cols = tl.arange(0, BLOCK_C)[None, :]
     row_mask = rows < ROWS
+    everywhere = tl.zeros((BLOCK_R, BLOCK_C), tl.int32)  # an output's offset may lack an index whose dimensions have size 1
     col_mask = cols < COLS
     mask = row_mask & col_mask
     if AFFINE is not None and EARLY:
@@ -38,7 +39,7 @@ def norm(
         weight, bias = AFFINE(rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
     let_next_start(PDL)
     if PLACE_EXTRA is not None:
-        where = PLACE_EXTRA(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        where = everywhere + PLACE_EXTRA(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         tl.store(extra + where, more.to(extra.dtype.element_ty), mask=mask)
     centred = x
     if CENTRED:
@@ -48,7 +49,9 @@ def norm(
     if AFFINE is not None:
         acc = acc * weight + bias
     out = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
-    tl.store(y + PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3), out.to(y.dtype.element_ty), mask=mask)
+    tl.store(
+        y + everywhere + PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3), out.to(y.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit
@@ -62,6 +65,7 @@ def norm_long(
     """Rows of any length, walked through twice: every lane keeps the mean and the squares of what it has seen (Welford)."""
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R))[:, None]
     row_mask = rows < ROWS
+    everywhere = tl.zeros((BLOCK_R, BLOCK_C), tl.int32)  # an output's offset may lack an index whose dimensions have size 1
     mean = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     wait_for_inputs(PDL)
@@ -72,7 +76,7 @@ def norm_long(
         mask = row_mask & col_mask
         x, more = LOAD(rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         if PLACE_EXTRA is not None:
-            where = PLACE_EXTRA(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+            where = everywhere + PLACE_EXTRA(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
             tl.store(extra + where, more.to(extra.dtype.element_ty), mask=mask)
         if CENTRED:
             seen += 1.0
@@ -101,7 +105,7 @@ def norm_long(
             weight, bias = AFFINE(rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
             acc = acc * weight + bias
         out = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
-        where = PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        where = everywhere + PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         tl.store(y + where, out.to(y.dtype.element_ty), mask=mask)
 
 

@@ -74,7 +74,7 @@ def reduce(
         out = tl.sqrt_rn(out)
     if EPILOGUE is not None:
         out = EPILOGUE(out, rows, row_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
-        where = PLACE(rows, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        where = rows * 0 + PLACE(rows, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
     else:
         where = tl.program_id(1) * ROWS + rows
     tl.store(y + where, out.to(y.dtype.element_ty), mask=row_mask)

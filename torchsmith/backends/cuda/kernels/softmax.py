@@ -22,6 +22,7 @@ def softmax(
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R))[:, None]
     cols = tl.arange(0, BLOCK_C)[None, :]
     row_mask = rows < ROWS
+    everywhere = tl.zeros((BLOCK_R, BLOCK_C), tl.int32)  # an output's offset may lack an index whose dimensions have size 1
     col_mask = cols < COLS
     mask = row_mask & col_mask
     wait_for_inputs(PDL)
@@ -33,7 +34,7 @@ def softmax(
     total = tl.sum(powers, 1)[:, None]
     acc = below - tl.log(total) if LOG else powers / total
     out = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
-    where = PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+    where = everywhere + PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
     tl.store(y + where, out.to(y.dtype.element_ty), mask=mask)
 
 
@@ -47,6 +48,7 @@ def softmax_long(
     """Rows of any length, walked through twice: every lane keeps its greatest element and its sum (online softmax)."""
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R))[:, None]
     row_mask = rows < ROWS
+    everywhere = tl.zeros((BLOCK_R, BLOCK_C), tl.int32)  # an output's offset may lack an index whose dimensions have size 1
     greatest = tl.full((BLOCK_R, BLOCK_C), float("-inf"), tl.float32)
     totals = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     wait_for_inputs(PDL)
@@ -71,7 +73,7 @@ def softmax_long(
         x, _ = LOAD(rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         acc = x - top - tl.log(total) if LOG else tl.exp(x - top) / total
         out = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
-        where = PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        where = everywhere + PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         tl.store(y + where, out.to(y.dtype.element_ty), mask=mask)
 
 

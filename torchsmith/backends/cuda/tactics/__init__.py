@@ -12,7 +12,7 @@ from torchsmith.backends.cuda.emission import Emission
 from torchsmith.errors import Unsupported
 
 # Modules here whose TEMPLATE keeps the protocol, library ones after ours.
-ORDER = ("gemm", "convolution", "stem", "norm", "softmax", "reduce")
+ORDER = ("gemm", "depthwise", "depthwise_gate", "squeeze_excite", "convolution", "stem", "norm", "softmax", "reduce", "attention", "attention_library", "pointwise", "movement")
 
 
 class Template(Protocol):

@@ -159,7 +159,7 @@ def epilogue_of(hooks: RowHooks) -> dict[str, Hook]:
     epilogue = writer.hook("epilogue", ("acc", "rows", "mask"), [writer.names[hooks.output()]])
     place = hooks.writer()
     text = place.offset(hooks.output(), space)
-    return {"EPILOGUE": epilogue, "PLACE": place.hook("place", ("rows",), ["rows * 0" if text == "0" else text])}
+    return {"EPILOGUE": epilogue, "PLACE": place.hook("place", ("rows",), [text])}
 
 
 def _as_register(dtype: torch.dtype) -> str:

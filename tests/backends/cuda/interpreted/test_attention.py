@@ -1,0 +1,98 @@
+"""Attention: head dims and lengths of every kind, masks, causality, shared heads, and as the models write it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.backends.cuda.simulated import check
+from torchsmith.backends.cuda.steps import Launch
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+class Plain(nn.Module):
+    def __init__(self, causal: bool = False, scale: float | None = None) -> None:
+        super().__init__()
+        self.causal, self.scale = causal, scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal, scale=self.scale)
+
+
+class Block(nn.Module):
+    """Projections in one product, heads as slices of it, and the projection that follows."""
+
+    def __init__(self, features: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(features, 3 * features), nn.Linear(features, features)
+
+    def forward(self, x: Tensor) -> Any:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        return self.out(y)
+
+
+def qkv(batch: tuple[int, ...], length: int, keys: int, features: int, values: int | None = None) -> list[Tensor]:
+    sizes = ((length, features), (keys, features), (keys, values or features))
+    return [torch.randn(*batch, *size) for size in sizes]
+
+
+def attends(kernels: list[str]) -> bool:
+    return "attention" in kernels and set(kernels) <= {"attention", "[Cast]", "pointwise"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("length", "keys", "features"), [(19, 37, 20), (5, 150, 64), (1, 3, 16), (70, 70, 33)])
+def test_sizes(length: int, keys: int, features: int, causal: bool, dtype: torch.dtype) -> None:
+    found = check(Plain(causal), *qkv((2, 3), length, keys, features), dtype=dtype)
+    assert attends(found.kernels)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2, 3)])
+def test_ranks_and_other_values(batch: tuple[int, ...]) -> None:
+    assert attends(check(Plain(scale=0.3), *qkv(batch, 7, 11, 16, 24)).kernels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(19, 37), (2, 1, 19, 37), (2, 1, 1, 37), (3, 19, 1)])
+def test_masks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    given = qkv((2, 3), 19, 37, 20)
+    hidden = torch.rand(shape) < 0.7
+    assert attends(check(Plain(), *given, hidden, dtype=dtype).kernels)
+    assert attends(check(Plain(), *given, torch.randn(shape), dtype=dtype).kernels)
+
+
+def test_a_row_in_which_nothing_takes_part_gives_zeros() -> None:
+    mask = torch.ones(19, 37, dtype=torch.bool)
+    mask[3] = False
+    found = check(Plain(), *qkv((2, 3), 19, 37, 20), mask)
+    assert not found.outputs[0][..., 3, :].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_in_and_out_cost_nothing(dtype: torch.dtype) -> None:
+    found = check(Block(24, 3), torch.randn(2, 13, 24), dtype=dtype)
+    assert [k for k in found.kernels if k not in ("[Cast]", "pointwise")] == ["gemm", "attention", "gemm"]
+
+
+class AllTrue(nn.Module):
+    """A mask that hides nothing, as transformers makes it for sequences without padding."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool).expand(q.shape[0], 1, q.shape[2], k.shape[2])
+        zero = torch.zeros(q.shape[2], k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, mask) + F.scaled_dot_product_attention(q, v, k, zero)
+
+
+def test_a_mask_that_hides_nothing_is_dropped() -> None:
+    found = check(AllTrue(), *qkv((2, 3), 11, 13, 16))
+    masks = [dict(s.kernel.constants)["MASK"] for s in found.steps if isinstance(s, Launch) and s.kernel.function == "attention"]
+    assert masks == ["", ""]

@@ -1,0 +1,106 @@
+"""Attention without a matrix of scores in memory: softmax(scale * q @ k.T + mask) @ v, by blocks of keys.
+
+FlashAttention (arXiv 2205.14135) with every operand as a strided view. Scores, softmax and sums are float32; exponentials
+are powers of two.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from torchsmith.backends.cuda.kernels.common import dot, let_next_start, wait_for_inputs
+
+
+@triton.jit
+def attention(
+    q, k, v, mask, y, L, S,
+    q_row, q_col, k_row, k_col, v_row, v_col, mask_row, mask_col,
+    e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+    OFFSETS: tl.constexpr, PLACE: tl.constexpr, EPILOGUE: tl.constexpr,
+    SCALE: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    E: tl.constexpr, V: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M queries of one head. Grid: (heads * blocks of queries).
+
+    OFFSETS: of the batch's number to the offsets of q, k, v and the mask. MASK: "", "bool" or "add". SCALE: with log2(e) in
+    it. EVEN: whether S is a multiple of BLOCK_N.
+    """
+    blocks = tl.cdiv(L, BLOCK_M)
+    batch = tl.program_id(0) // blocks
+    first = (tl.program_id(0) % blocks) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
+    keys = tl.arange(0, BLOCK_N)
+    features = tl.arange(0, BLOCK_E)
+    cols = tl.arange(0, BLOCK_V)
+    q_batch, k_batch, v_batch, mask_batch = OFFSETS(batch, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+    q_tile = q + q_batch + rows[:, None] * q_row + features[None, :] * q_col
+    k_tile = k + k_batch + keys[None, :] * k_row + features[:, None] * k_col
+    v_tile = v + v_batch + keys[:, None] * v_row + cols[None, :] * v_col
+    row_mask, col_mask = (rows < L)[:, None], (cols < V)[None, :]
+    greatest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    end = S
+    if CAUSAL:
+        end = min(S, first + BLOCK_M)
+    wait_for_inputs(PDL)
+    query = tl.load(q_tile, mask=row_mask & (features < E)[None, :], other=0.0)
+    for start in range(0, end, BLOCK_N):
+        left = keys < S - start
+        k_mask, v_mask = (features < E)[:, None], col_mask
+        if not EVEN:
+            k_mask, v_mask = k_mask & left[None, :], v_mask & left[:, None]
+        key = tl.load(k_tile, mask=k_mask, other=0.0)
+        value = tl.load(v_tile, mask=v_mask, other=0.0)
+        scores = dot(query, key, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * SCALE
+        if MASK != "":
+            place = mask_batch + rows[:, None] * mask_row + (start + keys)[None, :] * mask_col
+            given = tl.load(mask + place, mask=row_mask & left[None, :], other=0)
+            if MASK == "add":
+                scores += given.to(tl.float32) * 1.4426950408889634
+            else:
+                scores = tl.where(given != 0, scores, float("-inf"))
+        if CAUSAL:
+            scores = tl.where((start + keys)[None, :] <= rows[:, None], scores, float("-inf"))
+        if not EVEN:
+            scores = tl.where(left[None, :], scores, float("-inf"))
+        higher = tl.maximum(greatest, tl.max(scores, 1))
+        base = higher
+        if MASK != "":
+            base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing has taken part yet
+        powers = tl.exp2(scores - base[:, None])
+        less = tl.exp2(greatest - base)
+        total = total * less + tl.sum(powers, 1)
+        acc = dot(powers.to(v.dtype.element_ty), value, acc * less[:, None], PRECISION)
+        greatest = higher
+        k_tile += BLOCK_N * k_row
+        v_tile += BLOCK_N * v_row
+    let_next_start(PDL)
+    if MASK != "":
+        total = tl.where(total == 0.0, 1.0, total)  # a row in which nothing took part gives zeros
+    acc = acc / total[:, None]
+    at = row_mask & col_mask
+    out = EPILOGUE(acc, batch, rows[:, None], cols[None, :], row_mask, col_mask, at, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+    # the output's offset may lack an index whose dimension has size 1
+    where = tl.zeros((BLOCK_M, BLOCK_V), tl.int32) + PLACE(
+        batch, rows[:, None], cols[None, :], e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3
+    )
+    tl.store(y + where, out.to(y.dtype.element_ty), mask=at)
+
+
+def twin(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """The same in plain PyTorch, scores and all. q: (..., L, E), k: (..., S, E), v: (..., S, V)."""
+    scores = q.float() @ k.float().transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.float()
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, -math.inf)
+    return (scores.softmax(-1).nan_to_num(0.0).to(v.dtype).float() @ v.float()).to(v.dtype)
