@@ -9,8 +9,8 @@ from torchsmith.backends.cuda.fuse.gate import gate
 from torchsmith.backends.cuda.fuse.masks import masks
 from torchsmith.backends.cuda.fuse.norm import norm
 from torchsmith.backends.cuda.fuse.pointwise import pointwise
-from torchsmith.backends.cuda.fuse.squeeze_excite import squeeze_excite
 from torchsmith.backends.cuda.fuse.siblings import siblings
+from torchsmith.backends.cuda.fuse.squeeze_excite import squeeze_excite
 from torchsmith.backends.cuda.fuse.stem import stem
 from torchsmith.ir.graph import Graph
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torchsmith.backends.cuda.fuse.fused import Fused, wrap
-from torchsmith.backends.cuda.program import is_pointwise
+from torchsmith.backends.cuda.program import OPERANDS, is_pointwise
 from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Graph, Node, Value
 
 MAX_NODES = 16
+MAX_REGION = 6  # between a value that is used twice and where its uses meet again
 
 
 def epilogue(graph: Graph) -> Graph:
     users, outputs = graph.users(), set(graph.outputs)
+    order = {node: index for index, node in enumerate(graph.nodes)}
     owned: set[Node] = set()
     clusters: list[tuple[str, list[Node]]] = []
     # from the last: where two products are added, the later one has the other's result at hand
@@ -21,28 +25,56 @@ def epilogue(graph: Graph) -> Graph:
             continue
         members = [node]
         current = node.outputs[-1] if len(node.outputs) == 1 else None
-        while current is not None and current not in outputs and len(members) < MAX_NODES:
-            after = next_pointwise(current, users[current], owned)
-            if after is None:
+        while current is not None:
+            region = following(current, users, outputs, owned, order)
+            if not region or len(members) + len(region) > MAX_NODES or operands([*members, *region]) > OPERANDS:
                 break
-            members.append(after)
-            current = after.outputs[0]
+            members += region
+            current = region[-1].outputs[0]
         owned.update(members)
         if len(members) > 1 or not isinstance(node.op, Fused):
             clusters.append((kind, members))
     return wrap(graph, clusters)
 
 
-def next_pointwise(value: Value, users: list[Node], owned: set[Node]) -> Node | None:
+def following(
+    value: Value, users: Mapping[Value, Sequence[Node]], outputs: set[Value], owned: set[Node], order: Mapping[Node, int]
+) -> list[Node]:
+    """The fewest pointwise nodes of the value's shape after which only the last one's result is used elsewhere; none: [].
+
+    As everything inside leads to that one result, nothing that the nodes take besides can depend on any of them.
+    """
+    region: list[Node] = []
+    inside = [value]
+    while len(region) < MAX_REGION:
+        waiting = {user for v in inside for user in users[v] if user not in region}
+        if not waiting or any(v in outputs for v in inside):
+            return []
+        after = min(waiting, key=lambda user: order[user])
+        if after in owned or len(after.outputs) != 1 or not is_pointwise(after) or not alike(after.outputs[0], value):
+            return []
+        region.append(after)
+        inside.append(after.outputs[0])
+        if all(user in region for v in inside[:-1] for user in users[v]):
+            return region
+    return []
+
+
+def next_pointwise(value: Value, users: Sequence[Node], owned: set[Node]) -> Node | None:
     """The only user of a value, if it is pointwise and gives the value's shape."""
     if not users or any(user is not users[0] for user in users):
         return None
-    (user, *_) = users
-    if user in owned or not is_pointwise(user):
-        return None
-    shape = user.outputs[0].type.shape
-    fits = len(shape) == value.type.rank and all(map(same, shape, value.type.shape))
-    return user if fits else None
+    user = users[0]
+    return user if user not in owned and is_pointwise(user) and alike(user.outputs[0], value) else None
+
+
+def alike(a: Value, b: Value) -> bool:
+    return a.type.rank == b.type.rank and all(map(same, a.type.shape, b.type.shape))
+
+
+def operands(nodes: Sequence[Node]) -> int:
+    """How many values the nodes take from outside."""
+    return len({v for n in nodes for v in n.inputs} - {v for n in nodes for v in n.outputs})
 
 
 def kind_of(node: Node) -> str | None:

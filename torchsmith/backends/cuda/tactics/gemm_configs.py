@@ -60,9 +60,10 @@ def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: 
 
 def candidates(m: int, n: int, k: int, item_bytes: int) -> Iterator[GemmConfig]:
     half = item_bytes == 2
+    least = min(512, max(16, up(m)) * max(16, up(n)))
     for block_m in (16, 32, 64, 128, 256) if half else (16, 32, 64):
         for block_n in (16, 32, 64, 128, 256) if half else (16, 32, 64, 128):
-            if block_m > max(16, up(m)) or block_n > max(16, up(n)) or not 512 <= block_m * block_n <= 32768:
+            if block_m > max(16, up(m)) or block_n > max(16, up(n)) or not least <= block_m * block_n <= 32768:
                 continue
             for block_k in (16, 32, 64, 128) if half else (16, 32):
                 if block_k > max(16, up(k)) or (block_k < 64 and half and k % 64 == 0):

@@ -1,0 +1,73 @@
+"""Linear layers of one input (query, key and value) are one product with their weights one under the other, then sliced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torchsmith.backends.cuda.fuse.epilogue import alike
+from torchsmith.backends.cuda.fuse.fused import in_order
+from torchsmith.backends.cuda.layout import VIEWS, contiguous, reshaped_strides
+from torchsmith.backends.cuda.program import is_pointwise
+from torchsmith.ir.graph import Graph, Node, Value
+from torchsmith.ir.types import TensorType
+from torchsmith.ops.linear import Linear
+from torchsmith.ops.slice import Slice
+
+
+def siblings(graph: Graph) -> Graph:
+    users, outputs = graph.users(), set(graph.outputs)
+    groups: dict[Value, list[Node]] = {}
+    for node in graph.nodes:
+        if type(node.op).__name__ == "Linear" and all(v in graph.constants for v in node.inputs[1:]):
+            (y,) = node.outputs
+            if y not in outputs and all(_suits(user, y) for user in users[y]):
+                groups.setdefault(node.inputs[0], []).append(node)
+    constants, nodes = dict(graph.constants), list(graph.nodes)
+    for members in groups.values():
+        if len(members) > 1:
+            made = _joined(members, constants)
+            nodes = [n for n in nodes if n not in members] + made
+    wanted = {*graph.outputs, *(v for n in nodes for v in n.inputs)}
+    extended = replace(graph, constants={v: t for v, t in constants.items() if v in wanted})
+    return replace(extended, nodes=tuple(in_order(extended, nodes)))
+
+
+def _suits(user: Node, value: Value) -> bool:
+    """Whether a user can do with a slice: the product could not have run it in its epilogue, and no view of it becomes a copy."""
+    shape = value.type.shape
+    if type(user.op).__name__ == "Reshape":
+        apart = contiguous((*shape[:-1], 2 * shape[-1]))
+        return reshaped_strides(shape, apart, user.outputs[0].type.shape) is not None
+    return type(user.op).__name__ in VIEWS or not (is_pointwise(user) and alike(user.outputs[0], value))
+
+
+def _joined(members: Sequence[Node], constants: dict[Value, Tensor]) -> list[Node]:
+    """One product and a slice for each of its parts. Adds the joined weights to the constants."""
+    first, x = members[0], members[0].inputs[0]
+    name = f"{first.outputs[0].name}_joined"
+    inputs = [x, _constant(f"{name}_weight", torch.cat([constants[n.inputs[1]] for n in members]), constants)]
+    if any(len(n.inputs) > 2 for n in members):
+        biases = [constants[n.inputs[2]] if len(n.inputs) > 2 else _no_bias(constants[n.inputs[1]]) for n in members]
+        inputs.append(_constant(f"{name}_bias", torch.cat(biases), constants))
+    whole = Value(name, Linear().infer(*(v.type for v in inputs)))
+    made = [Node(Linear(), tuple(inputs), (whole,), first.origin)]
+    last, start = whole.type.rank - 1, 0
+    for node in members:
+        end = start + node.outputs[0].type.shape[-1]
+        made.append(Node(Slice(last, start, end), (whole,), node.outputs, node.origin))
+        start = end
+    return made
+
+
+def _no_bias(weight: Tensor) -> Tensor:
+    return weight.new_zeros(weight.shape[0])
+
+
+def _constant(name: str, tensor: Tensor, constants: dict[Value, Tensor]) -> Value:
+    value = Value(name, TensorType(tuple(tensor.shape), tensor.dtype))
+    constants[value] = tensor
+    return value
