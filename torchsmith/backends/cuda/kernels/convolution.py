@@ -22,7 +22,7 @@ def prefetch(pointers):
     """Ask for the cache lines, without waiting."""
     if not INTERPRETED:
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
         )
 
 
@@ -33,14 +33,15 @@ def convolution(
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, PADDED: tl.constexpr, CHANNEL_BLOCKS: tl.constexpr, SPLIT: tl.constexpr,
-    EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, PREFETCH: tl.constexpr,
+    EPILOGUE: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One block of y. Grid: (blocks of M * blocks of N, groups, SPLIT).
 
     N, C: output and input channels of a group. x has its channels innermost. w: (groups * N, R * S, CHANNEL_BLOCKS * BLOCK_K),
-    zero beyond C. PADDED: whether any tap may lie outside the picture. EPILOGUE: None where y takes parts of the sum. PREFETCH:
-    how many times 64 weights, a power of two, each output channel's row of weights is asked for ahead; 0 for none.
+    zero beyond C. PADDED: whether any tap may lie outside the picture. EPILOGUE: None where y takes parts of the sum. AHEAD: how
+    many 128-byte lines of each of its rows of w a block brings into L2 before it waits for what comes before it; blocks with the
+    same rows share the lines among themselves.
     """
     STEPS: tl.constexpr = R * S * CHANNEL_BLOCKS
     PER_PART: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT
@@ -54,8 +55,10 @@ def convolution(
     first = part * PER_PART
 
     w_tile = w + cols[None, :] * (STEPS * BLOCK_K) + first * BLOCK_K + ks[:, None]
-    if PREFETCH > 0:
-        ahead = tl.minimum(first * BLOCK_K + tl.arange(0, PREFETCH) * 64, STEPS * BLOCK_K - 1)
+    if AHEAD > 0:
+        line: tl.constexpr = 1024 // w.dtype.element_ty.primitive_bitwidth
+        ahead = (block // blocks_n + tl.arange(0, AHEAD) * tl.cdiv(M, BLOCK_M)) * line
+        ahead = tl.minimum(first * BLOCK_K + ahead, STEPS * BLOCK_K - 1)
         prefetch(w + (group * N + tl.minimum(local, N - 1))[None, :] * (STEPS * BLOCK_K) + ahead[:, None])
 
     image = rows // (OH * OW)
@@ -85,11 +88,13 @@ def convolution(
         b = tl.load(w_tile + index * BLOCK_K, mask=keep, other=0.0)
         acc = dot(a, b, acc, PRECISION)
     let_next_start(PDL)
-    mask = row_mask[:, None] & col_mask[None, :]
     if EPILOGUE is not None:
-        acc = EPILOGUE(acc, rows[:, None], cols[None, :], mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        acc = EPILOGUE(
+            acc, rows[:, None], cols[None, :], row_mask[:, None], col_mask[None, :],
+            e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+        )  # fmt: skip
     place = part * y_part + rows[:, None] * y_row + cols[None, :] * y_col
-    tl.store(y + place, acc.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + place, acc.to(y.dtype.element_ty), mask=row_mask[:, None] & col_mask[None, :])
 
 
 @triton.jit
@@ -101,13 +106,14 @@ def sum_parts(
     """y = epilogue(sum of the parts, first to last). parts: (SPLIT, M, N). Grid: (blocks of M, blocks of N)."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    mask = (rows < M) & (cols < N)
+    row_mask, col_mask = rows < M, cols < N
+    mask = row_mask & col_mask
     wait_for_inputs(PDL)
     let_next_start(PDL)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for part in tl.static_range(SPLIT):
         acc += tl.load(parts + part * M * N + rows * N + cols, mask=mask, other=0.0)
-    acc = EPILOGUE(acc, rows, cols, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+    acc = EPILOGUE(acc, rows, cols, row_mask, col_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
     tl.store(y + rows * y_row + cols * y_col, acc.to(y.dtype.element_ty), mask=mask)
 
 

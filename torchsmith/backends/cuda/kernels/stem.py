@@ -53,28 +53,27 @@ def stem(
             channel, down, right = k // (R * S), k % (R * S) // S * DILATION_H, k % S * DILATION_W
         else:
             channel, down, right = k % C, k // C // S * DILATION_H, k // C % S * DILATION_W
-        mask = row_mask[None, :]
-        if K % BLOCK_K != 0:
-            mask = mask & (k < K)[:, None]
+        k_mask = (k < K)[:, None]
+        mask = row_mask[None, :] & k_mask
         if PADDED:
             mask = mask & ((h[None, :] + down[:, None]).to(tl.uint32) < H) & ((v[None, :] + right[:, None]).to(tl.uint32) < W)
-        else:
-            mask = mask & (k >= 0)[:, None]
         a = tl.load(x_tile + (channel * x_channel + down * x_row + right * x_pixel)[:, None], mask=mask, other=0)
         if PROLOGUE is not None:
             a = PROLOGUE(
-                a, image[None, :], (group * C + channel)[:, None], h[None, :] + down[:, None], v[None, :] + right[:, None], mask,
-                e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+                a, image[None, :], (group * C + channel)[:, None], h[None, :] + down[:, None], v[None, :] + right[:, None],
+                row_mask[None, :], k_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
             )  # fmt: skip
             if not ZERO_STAYS:
                 a = tl.where(mask, a, 0.0)
         b = tl.load(w_tile + step * BLOCK_K, mask=col_mask[None, :], other=0.0)
         acc = dot(tl.trans(a.to(w.dtype.element_ty)), b, acc, PRECISION)
     let_next_start(PDL)
-    mask = row_mask[:, None] & col_mask[None, :]
-    acc = EPILOGUE(acc, rows[:, None], cols[None, :], mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+    acc = EPILOGUE(
+        acc, rows[:, None], cols[None, :], row_mask[:, None], col_mask[None, :],
+        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+    )  # fmt: skip
     place = (image * y_image + out_h * y_row + out_w * y_pixel)[:, None] + cols[None, :] * y_channel
-    tl.store(y + place, acc.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + place, acc.to(y.dtype.element_ty), mask=row_mask[:, None] & col_mask[None, :])
 
 
 __all__ = ["stem", "twin"]

@@ -125,7 +125,10 @@ class ConvolutionTemplate:
         w = e.packed(p.weight, f"taps{groups}x{config.block_k}", lambda t: by_taps(t, p.groups, groups, config.block_k))
         per_part = -(-p.kernel[0] * p.kernel[1] * blocks_k // config.split)
         # few pixels: the weights come from memory, and each is used by few blocks
-        lines = _up(-(-per_part * config.block_k // 64)) if isinstance(p.pixels, int) and p.pixels <= 4096 else 0
+        lines = 0
+        if isinstance(p.pixels, int) and p.pixels <= 4096:
+            shared_by = 128 // w.type.dtype.itemsize * -(-p.pixels // config.block_m)
+            lines = _up(-(-per_part * config.block_k // shared_by))
         split = config.split > 1
         y = p.output if not split else e.temporary((config.split, p.pixels, filters * groups), torch.float32, "parts")
         common = {
@@ -133,7 +136,7 @@ class ConvolutionTemplate:
             **dict(OW=p.out_size[1], x_image=p.strides[0], x_row=p.strides[2], x_pixel=p.strides[3]),
             **dict(R=p.kernel[0], S=p.kernel[1], STRIDE_H=p.stride[0], STRIDE_W=p.stride[1]),
             **dict(PAD_H=p.padding[0][0], PAD_W=p.padding[1][0], DILATION_H=p.dilation[0], DILATION_W=p.dilation[1]),
-            **dict(PADDED=p.padded, CHANNEL_BLOCKS=blocks_k, SPLIT=config.split, PRECISION="ieee", PREFETCH=lines),
+            **dict(PADDED=p.padded, CHANNEL_BLOCKS=blocks_k, SPLIT=config.split, PRECISION="ieee", AHEAD=lines),
             **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, PDL=True),
         }
         assert p.row_stride is not None
@@ -261,21 +264,17 @@ def most_elements(e: Emission, value: Value) -> int:
 
 
 def epilogue_of(e: Emission, p: Problem) -> tuple[HookWriter, Hook]:
-    """What follows the sum, as `epilogue(acc, rows, cols, mask, …)`: bias and the pointwise nodes after it."""
+    """What follows the sum, as `epilogue(acc, rows, cols, row_mask, col_mask, …)`: bias and the pointwise nodes after it."""
     main = p.parts.main.outputs[0]
     pixels = (0, *range(2, main.type.rank))
     writer = HookWriter(e.views, e.constant)
     writer.names[main] = "acc"
-    # what has one number a channel is loaded once, not once for every pixel
-    space, narrow = Space(main.type.shape, (("rows", pixels), ("cols", (1,)))), f"cols < {p.filters}"
+    masks = (("rows", "row_mask"), ("cols", "col_mask"))
     if p.bias is not None:
-        bias = writer.load(p.bias, Space((main.type.shape[1],), (("cols", (0,)),)), narrow)
+        bias = writer.load(p.bias, Space((main.type.shape[1],), (("cols", (0,)),), masks))
         writer.lines.append(f"acc = acc + {bias}")
-    for value in (v for n in p.parts.after for v in n.inputs if e.constant(v) is not None):
-        if value.type.rank == main.type.rank and all(same(value.type.shape[d], 1) for d in pixels):
-            writer.load(value, space, narrow)
-    writer.compute(p.parts.after, space)
-    return writer, writer.hook("epilogue", ("acc", "rows", "cols", "mask"), [writer.names[p.output]])
+    writer.compute(p.parts.after, Space(main.type.shape, (("rows", pixels), ("cols", (1,))), masks))
+    return writer, writer.hook("epilogue", ("acc", "rows", "cols", "row_mask", "col_mask"), [writer.names[p.output]])
 
 
 def merged(p: Problem) -> tuple[int, int, int]:

@@ -89,7 +89,7 @@ class StemTemplate:
 
 
 def prologue_of(e: Emission, p: Problem, writer: HookWriter) -> Hook | None:
-    """What comes before the convolution, as `prologue(x, image, channel, row, pixel, mask, …)` of what is loaded."""
+    """What comes before the convolution, as `prologue(x, image, channel, row, pixel, row_mask, k_mask, mask, …)`."""
     if not p.parts.before:
         return None
     wanted = p.parts.main.inputs[0]
@@ -99,8 +99,10 @@ def prologue_of(e: Emission, p: Problem, writer: HookWriter) -> Hook | None:
     before.names[p.x] = "x"
     spatial = ("row", "pixel")[-(wanted.type.rank - 2) :]
     indices = [("image", (0,)), ("channel", (1,)), *((name, (2 + axis,)) for axis, name in enumerate(spatial))]
-    before.compute(p.parts.before, Space(wanted.type.shape, tuple(indices)))
-    return before.hook("prologue", ("x", "image", "channel", "row", "pixel", "mask"), [before.names[wanted]])
+    masks = (("image", "row_mask"), ("channel", "k_mask"), ("row", "mask"), ("pixel", "mask"))
+    before.compute(p.parts.before, Space(wanted.type.shape, tuple(indices), masks))
+    names = ("x", "image", "channel", "row", "pixel", "row_mask", "k_mask", "mask")
+    return before.hook("prologue", names, [before.names[wanted]])
 
 
 def flat_weights(weight: Tensor, channels_first: bool, block_k: int) -> Tensor:
