@@ -12,7 +12,10 @@ from torchsmith.backends.cuda.emission import Emission
 from torchsmith.errors import Unsupported
 
 # Modules here whose TEMPLATE keeps the protocol, library ones after ours.
-ORDER = ("gemm", "depthwise", "depthwise_gate", "squeeze_excite", "convolution", "stem", "norm", "softmax", "reduce", "attention", "attention_library", "pointwise", "movement")
+ORDER = (
+    "gemm", "depthwise", "depthwise_gate", "squeeze_excite", "convolution", "stem", "norm", "softmax", "reduce", "attention",
+    "attention_library", "pool", "pointwise", "movement", "cudnn", "cublas",
+)  # fmt: skip
 
 
 class Template(Protocol):
