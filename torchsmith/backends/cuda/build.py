@@ -32,7 +32,7 @@ def emit(
 ) -> tuple[list[plan.Emitted], dict[Value, View], Packed]:
     """The steps of every variant. Best guesses compile nothing and look nowhere."""
     fused = fuse(graph)
-    views, packed = place(fused), Packed(graph.constants)
+    views, packed = place(fused), Packed(fused.constants)
     choices = choose(fused, views, packed, target, config)
     return [steps_of(c.chosen, views, packed, c.at) for c in choices], views, packed
 
