@@ -63,6 +63,7 @@ NUMBERS: dict[str, str] = {
     "abs": "tl.abs({0})",
     "sign": "tl.where({0} > 0, 1, tl.where({0} < 0, -1, 0))",
 }
+UNSIGNED: dict[str, str] = {"abs": "{0}", "relu": "{0}", "sign": "tl.where({0} > 0, 1, 0)"}
 BINARY_FLOATING: dict[str, str] = {
     "div": "({0} / {1})",
     "maximum": "maximum({0}, {1})",
@@ -135,9 +136,9 @@ def _unary(node: Node, names: Sequence[str]) -> str | None:
     if dtype == torch.bool:
         text = "({0} == 0)" if function in ("logical_not", "bitwise_not") else None
     elif function == "bitwise_not":
-        text = None if dtype.is_floating_point else "(~{0})"
+        text = None if dtype.is_floating_point else "({0} ^ 255)" if dtype == torch.uint8 else "(~{0})"
     elif function in NUMBERS and not (dtype.is_floating_point and function in FLOATING):
-        text = "{0}" if function == "abs" and dtype == torch.uint8 else NUMBERS[function]
+        text = UNSIGNED.get(function, NUMBERS[function]) if dtype == torch.uint8 else NUMBERS[function]
     elif not dtype.is_floating_point:
         text = None
     else:
@@ -151,6 +152,8 @@ def _binary(node: Node, names: Sequence[str]) -> str | None:
         text = BINARY_BOOLS.get(function)
     elif dtype.is_floating_point:
         text = _power(names) if function == "pow" else None
+        if dtype == torch.float64 and function == "div_trunc":
+            text = "trunc({0} / {1})"
         if dtype == torch.float64 and function in ("atan2", "fmod", "remainder", "div_floor"):
             return None
         text = text or BINARY_NUMBERS.get(function) or BINARY_FLOATING.get(function)

@@ -31,7 +31,7 @@ def expm1(x):
 
 @triton.jit
 def softplus(x):
-    return tl.where(x > 0.0, x, 0.0 * x) + log1p(tl.exp(-tl.abs(x)))
+    return tl.where(x > 0.0, x, 0.0) + log1p(tl.exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -94,7 +94,8 @@ def asinh(x):
 @triton.jit
 def acosh(x):
     t = tl.where(x < 1e9, x - 1.0, 1.0)
-    return tl.where(x < 1e9, log1p(t + sqrt(2.0 * t + t * t)), tl.log(x) + 0.6931471805599453)
+    y = tl.where(x < 1e9, log1p(t + sqrt(2.0 * t + t * t)), tl.log(x) + 0.6931471805599453)
+    return tl.where(x < 1.0, float("nan"), y)
 
 
 @triton.jit
@@ -233,8 +234,8 @@ def fmod(a, b):
         x = x - tl.where(tl.abs(q) < 1e300, trunc(q.to(tl.float32).to(tl.float64)) if _ == 0 else trunc(q), 0.0) * y
     size = tl.abs(y)
     x = tl.where((x < 0.0) & (a > 0.0), x + size, tl.where((x > 0.0) & (a < 0.0), x - size, x))
-    x = tl.where(tl.abs(b) == float("inf"), tl.where(tl.abs(a) < float("inf"), a.to(tl.float64), float("nan")), x)
-    return tl.where(b == 0.0, float("nan"), x).to(a.dtype)
+    x = tl.where(tl.abs(b) == float("inf"), a.to(tl.float64), x)
+    return tl.where((b == 0.0) | (tl.abs(a) == float("inf")), float("nan"), x).to(a.dtype)
 
 
 @triton.jit
