@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _count = itertools.count()
-_listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda text: None)
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
 def level() -> int:
@@ -81,7 +81,14 @@ def listening(listener: Callable[[str], None]) -> Iterator[None]:
 
 def tell(text: str) -> None:
     """Say to whoever is listening what is being done now."""
-    _listener.get()(text)
+    listener = _listener.get()
+    if listener is not None:
+        listener(text)
+
+
+def is_heard() -> bool:
+    """Whether anybody listens."""
+    return _listener.get() is not None
 
 
 class Road:

@@ -42,7 +42,7 @@ def steps_of(chosen: Sequence[Chosen], views: dict[Value, View], packed: Packed,
     for choice in chosen:
         if choice.tactic is None and is_view(choice.node, views):
             continue
-        e = Emission(choice.node, views, packed)
+        e = Emission(choice.node, views, packed, "".join(f"@{size}" for size in at.values()))
         if choice.tactic is None:
             e.call(choice.node.op, choice.node.inputs, choice.node.outputs)
         else:

@@ -51,8 +51,10 @@ class Emission:
     Views come from `placed`; `temporary` and `packed` add values of their own, which are contiguous.
     """
 
-    def __init__(self, node: Node, placed: Placed, packed: Packed) -> None:
+    def __init__(self, node: Node, placed: Placed, packed: Packed, suffix: str = "") -> None:
+        """suffix: of temporaries' names, so that two variants of an engine have different ones."""
         self.node = node
+        self._suffix = suffix
         self.steps: list[Step] = []
         self.views: dict[Value, View] = dict(placed)
         self._packed = packed
@@ -73,7 +75,7 @@ class Emission:
 
     def temporary(self, shape: Sequence[Dim], dtype: torch.dtype, name: str = "temporary") -> Value:
         """Contiguous scratch memory between this node's steps."""
-        value = Value(f"{self.node.outputs[0].name}.{name}{self._temporaries}", TensorType(tuple(shape), dtype))
+        value = Value(f"{self.node.outputs[0].name}.{name}{self._temporaries}{self._suffix}", TensorType(tuple(shape), dtype))
         self._temporaries += 1
         self.views[value] = View(value, contiguous(value.type.shape))
         return value

@@ -1,0 +1,131 @@
+"""The gate that every tactic passes before it is timed: its results against float64, no worse than PyTorch's in the same dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchsmith.backends.cuda.fuse.fused import bind_graph, flattened
+from torchsmith.ir.graph import Graph, Node, Value
+from torchsmith.ir.interpret import interpret
+from torchsmith.ir.widen import widened
+
+WORSE = 1.1  # than PyTorch's own error
+WORST_ELEMENT = 8.0  # times PyTorch's largest error of one element
+# What reordered sums and rounded intermediate results may add, relative to the norm.
+FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}
+_CHUNK = 1 << 24  # elements compared at once, so that float64 copies stay small
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """error: relative to the norm of float64's results, the greatest of the outputs. fault: why it is too much, or None."""
+
+    error: float
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class References:
+    """What a node should give for some inputs. wide: in float64. eager: in the node's own dtypes, by PyTorch."""
+
+    wide: Sequence[Tensor]
+    eager: Sequence[Tensor]
+    floor: float
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(t).all()) for t in (*self.wide, *self.eager) if t.is_floating_point())
+
+
+def body_of(node: Node, at: dict[str, int]) -> Graph:
+    """What a node means, at these sizes: its inputs, constants among them, are the graph's."""
+    graph = Graph(tuple(dict.fromkeys(node.inputs)), tuple(flattened([node])), node.outputs)
+    return bind_graph(graph, at)
+
+
+def references(body: Graph, inputs: Sequence[Tensor]) -> References:
+    """inputs: of the body's own dtypes. Where memory is too small for float64, PyTorch's results stand for it."""
+    eager = interpret(body, inputs)
+    dtypes = {v.type.dtype for v in body.values() if v.type.dtype.is_floating_point}
+    floor = max((FLOORS.get(d, 0.25) for d in dtypes), default=0.0)
+    try:
+        wide = interpret(widened(body), [t.double() if t.is_floating_point() else t for t in inputs])
+    except torch.OutOfMemoryError:
+        return References(eager, eager, 3 * floor)
+    return References(wide, eager, floor)
+
+
+def judge(found: Sequence[Tensor], wanted: References) -> Accuracy:
+    """Compare outputs with what they should be."""
+    worst = 0.0
+    for index, (f, w, e) in enumerate(zip(found, wanted.wide, wanted.eager, strict=True)):
+        own, eager = _distance(f, w), _distance(e, w)
+        worst = max(worst, own.relative)
+        allowed = WORSE * eager.relative + wanted.floor
+        if own.missing:
+            return Accuracy(math.inf, f"output {index} has {own.missing} elements that are no numbers, or were not written")
+        if not own.relative <= allowed:
+            return Accuracy(
+                own.relative, f"output {index} is off by {own.relative:.2g}; PyTorch by {eager.relative:.2g}, allowed {allowed:.2g}"
+            )
+        most = WORST_ELEMENT * eager.worst + 16 * wanted.floor * own.greatest
+        if not own.worst <= most:
+            return Accuracy(
+                own.relative, f"an element of output {index} is off by {own.worst:.2g}; PyTorch by at most {eager.worst:.2g}"
+            )
+    return Accuracy(worst, None)
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """relative: to the norm. worst, greatest: the largest difference, the largest value. missing: not finite, and should be."""
+
+    relative: float
+    worst: float
+    greatest: float
+    missing: int
+
+
+def _distance(found: Tensor, wanted: Tensor) -> _Distance:
+    square = size = worst = greatest = 0.0
+    missing = count = 0
+    for f, w in _chunks(found, wanted):
+        f, w = f.double(), w.double()
+        usable = torch.isfinite(w)
+        if wanted.is_floating_point() and found.dtype != torch.float64:
+            usable &= w.abs() <= torch.finfo(found.dtype).max  # overflows in its own dtype
+        missing += int((usable & ~torch.isfinite(f)).sum()) + int((torch.isinf(w) & (f != w)).sum())
+        w = torch.where(usable, w, 0.0)
+        difference = torch.where(usable, f, 0.0).nan_to_num(0.0, 0.0, 0.0) - w
+        count += w.numel()
+        if w.numel():
+            square, size = square + float(difference.square().sum()), size + float(w.square().sum())
+            worst, greatest = max(worst, float(difference.abs().max())), max(greatest, float(w.abs().max()))
+    # results that are all but zero are compared as they are
+    return _Distance(math.sqrt(square / max(size, 1e-12 * count, 1e-300)), worst, greatest, missing)
+
+
+def _chunks(found: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    if found.dim() == 0 or found.numel() <= _CHUNK:
+        yield found, wanted
+        return
+    axis = max(range(found.dim()), key=lambda d: found.shape[d])
+    rows = max(1, _CHUNK * found.shape[axis] // found.numel())
+    for start in range(0, found.shape[axis], rows):
+        length = min(rows, found.shape[axis] - start)
+        yield found.narrow(axis, start, length), wanted.narrow(axis, start, length)
+
+
+def index_limit(body: Graph, value: Value) -> int:
+    """Below which whole numbers make valid indices of an input: 2 where it is not itself an index, but may become part of one."""
+    users = [n for n in body.nodes if value in n.inputs]
+    if not users or any(type(n.op).__name__ not in _LOOKS_UP or value not in n.inputs[1:2] for n in users):
+        return 2
+    return max(1, min(int(n.inputs[0].type.shape[getattr(n.op, "dim", 0)]) for n in users))
+
+
+_LOOKS_UP = frozenset({"Gather", "GatherElements", "ScatterElements", "ScatterRows"})

@@ -1,0 +1,73 @@
+"""What a node's time depends on, as text: two nodes with the same signature are the same problem, whatever their names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+from torch import Tensor
+
+from torchsmith.backends.cuda.fuse.fused import Fused, flattened
+from torchsmith.backends.cuda.layout import Placed, byte_alignment
+from torchsmith.ir.dim import simplify, symbol, symbols_in
+from torchsmith.ir.graph import Node, Value
+
+
+def signature(node: Node, placed: Placed, constant: Callable[[Value], Tensor | None], at: Mapping[str, int]) -> str:
+    """The node's ops with their attributes, its types and layouts, which inputs are constants, and the sizes `at` which it runs.
+
+    constant: a constant's tensor, None for other values.
+    """
+    return _Writer(placed, constant).write(node, at)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class _Writer:
+    def __init__(self, placed: Placed, constant: Callable[[Value], Tensor | None]) -> None:
+        self.placed, self.constant = placed, constant
+        self.names: dict[Value, str] = {}
+        self.roots: dict[Value, str] = {}
+        self.symbols: dict[str, sympy.Symbol] = {}
+
+    def write(self, node: Node, at: Mapping[str, int]) -> str:
+        lines = [node.op.kind if isinstance(node.op, Fused) else "node"]
+        lines += [self.edge(value) for value in dict.fromkeys(node.inputs)]
+        for inner in flattened([node]):
+            attributes = ", ".join(f"{k}={self.text(v)}" for k, v in inner.op.attributes().items())
+            given = ", ".join(self.names.get(v) or self.edge(v) for v in inner.inputs)
+            made = ", ".join(f"{self.name(v)}: {self.type(v)}" for v in inner.outputs)
+            lines.append(f"{made} = {type(inner.op).__name__}({attributes})({given})")
+        lines += [f"return {self.edge(value)}" for value in node.outputs]
+        lines += [f"{canonical} = {at[name]}" for name, canonical in self.symbols.items() if name in at]
+        return "\n".join(lines)
+
+    def name(self, value: Value) -> str:
+        return self.names.setdefault(value, f"v{len(self.names)}")
+
+    def edge(self, value: Value) -> str:
+        """A value that stands in memory."""
+        name, tensor = self.name(value), self.constant(value)
+        if tensor is not None and tensor.numel() == 1:
+            return f"{name}: {self.type(value)} is {tensor.item()!r}"
+        view = self.placed[value]
+        root = self.roots.setdefault(view.root, f"r{len(self.roots)}")
+        where = f"{root} by {self.text(view.strides)} from a multiple of {byte_alignment(view, value.type.dtype)} bytes"
+        return f"{name}: {self.type(value)} in {where}" + (", constant" if tensor is not None else "")
+
+    def type(self, value: Value) -> str:
+        return f"{str(value.type.dtype).removeprefix('torch.')}{self.text(value.type.shape)}"
+
+    def text(self, attribute: Any) -> str:
+        """An attribute, with symbols called d0, d1, … in the order in which they are met."""
+        if isinstance(attribute, (tuple, list)):
+            return f"[{', '.join(map(self.text, attribute))}]"
+        if isinstance(attribute, sympy.Expr):
+            for name in sorted(symbols_in(attribute)):
+                self.symbols.setdefault(name, symbol(f"d{len(self.symbols)}"))
+            return str(simplify(attribute.xreplace({symbol(n): s for n, s in self.symbols.items()})))
+        return repr(attribute)

@@ -1,0 +1,380 @@
+"""Candidates on the device: what they compute, and how long they take inside a CUDA graph."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from torchsmith.backends.cuda.accuracy import Accuracy, References, body_of, index_limit, judge, references
+from torchsmith.backends.cuda.cubins import Cubin
+from torchsmith.backends.cuda.driver import Function, driver
+from torchsmith.backends.cuda.layout import View
+from torchsmith.backends.cuda.memory import ALIGNMENT
+from torchsmith.backends.cuda.steps import Launch, Step
+from torchsmith.backends.cuda.tactics import Tactic
+from torchsmith.errors import BackendUnavailable, BuildError, EngineMismatch
+from torchsmith.ir.dim import bind
+from torchsmith.ir.graph import Node, Value
+from torchsmith.target import Target
+
+RUN_MICROSECONDS = 1000.0  # that one replay is to take, so that what is around it does not count
+ROUGH_RUNS, MOST_RUNS = 10, 300  # in one graph
+REPLAYS = 7
+HOPELESS = 1.6  # times the best so far, by a first look: not timed any further
+L2_BYTES = 50 << 20  # where PyTorch does not tell
+_POISON = 255  # a byte that makes NaN of every floating dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to run a node, ready to be compiled.
+
+    tensors: of constants, the packed ones included. at: numbers for the symbols. cold: whether its weights come from memory,
+    as in networks whose weights do not fit the L2 cache.
+    """
+
+    node: Node
+    tactic: Tactic | None
+    steps: Sequence[Step]
+    views: Mapping[Value, View]
+    tensors: Mapping[Value, Tensor]
+    at: Mapping[str, int] = field(default_factory=dict)
+    cold: bool = False
+
+    @property
+    def launches(self) -> list[Launch]:
+        return [s for s in self.steps if isinstance(s, Launch)]
+
+
+class Timer(Protocol):
+    """What measures. cubins: by `Kernel.key()`, all that the candidate needs. Both return a sentence where it cannot be run."""
+
+    def check(self, candidate: Candidate, cubins: Mapping[str, Cubin]) -> Accuracy | str: ...
+
+    def time(self, candidate: Candidate, cubins: Mapping[str, Cubin]) -> float | str:
+        """Microseconds a run."""
+
+
+class OutOfMemory(str):
+    """A sentence of a timer: it may well run in an engine."""
+
+
+def device_timer(target: Target) -> DeviceTimer | None:
+    """A timer on the current GPU, if it is one of the target's kind."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    if target.arch != f"sm_{major}{minor}":
+        return None
+    try:
+        driver()
+    except BackendUnavailable:
+        return None
+    return DeviceTimer(torch.device("cuda", torch.cuda.current_device()))
+
+
+class DeviceTimer:
+    """Keeps the inputs and references of one node at a time: candidates of the same node should follow one another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._functions: dict[str, Function] = {}  # kept to the end: unloading one would disturb a graph that is being recorded
+        self._bench: Bench | None = None
+        self.l2_bytes = L2_BYTES
+        if device.type == "cuda":
+            self.l2_bytes = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or L2_BYTES
+            _wake(device)
+
+    def check(self, candidate: Candidate, cubins: Mapping[str, Cubin]) -> Accuracy | str:
+        bench = self.bench(candidate)
+        found: Accuracy | str = self._safely(candidate, lambda: bench.check(candidate, self._launcher(cubins)))
+        return found
+
+    def time(self, candidate: Candidate, cubins: Mapping[str, Cubin]) -> float | str:
+        bench = self.bench(candidate)
+        found: float | str = self._safely(candidate, lambda: bench.time(candidate, self._launcher(cubins), self.l2_bytes))
+        return found
+
+    def bench(self, candidate: Candidate) -> Bench:
+        if self._bench is None or self._bench.node is not candidate.node or self._bench.at != candidate.at:
+            self._bench = None  # its memory first
+            self._bench = Bench(candidate.node, dict(candidate.at), self.device)
+        return self._bench
+
+    def _launcher(self, cubins: Mapping[str, Cubin]) -> Launcher:
+        def launch(step: Launch, grid: Sequence[int], arguments: Sequence[Any], stream: int) -> None:
+            key = step.kernel.key()
+            if key not in self._functions:
+                c = cubins[key]
+                self._functions[key] = Function(
+                    c.code, c.symbol, c.threads, c.shared_bytes, c.pdl, [t for _, t in step.kernel.types]
+                )
+            self._functions[key].launch(grid, arguments, stream)
+
+        return launch
+
+    def _safely(self, candidate: Candidate, act: Any) -> Any:
+        """What `act` gives; a sentence where the driver or a library refuses. Raises BuildError where it took the device along."""
+        try:
+            return act()
+        except torch.OutOfMemoryError:
+            self._bench = None
+            torch.cuda.empty_cache()
+            return OutOfMemory("there is no memory to time it")
+        except (EngineMismatch, RuntimeError) as refusal:  # a RuntimeError is how PyTorch's libraries refuse
+            sentence = f"{type(refusal).__name__}: {str(refusal).splitlines()[0] if str(refusal) else ''}"[:400]
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError as lost:
+            raise BuildError(
+                f"{candidate.tactic or 'PyTorch'} for {candidate.node.op} broke the GPU's context ({sentence}), which is a bug of "
+                "torchsmith's; start a new process: the next build leaves it out"
+            ) from lost
+        return sentence
+
+
+class Launcher(Protocol):
+    def __call__(self, step: Launch, grid: Sequence[int], arguments: Sequence[Any], stream: int) -> None: ...
+
+
+class Bench:
+    """One node at some sizes: its inputs, and what it should give for them."""
+
+    def __init__(self, node: Node, at: dict[str, int], device: torch.device) -> None:
+        self.node, self.at, self.device = node, at, device
+        self.body = body_of(node, at)
+        self.best: float | None = None
+        self._inputs: dict[Value, Tensor] | None = None
+        self._references: References | None = None
+        self._constants: dict[Value, Tensor] = {}
+
+    # ---- inputs ------------------------------------------------------------------------------------------------------------
+
+    def inputs(self, candidate: Candidate) -> dict[Value, Tensor]:
+        """Storage of what the node reads and is no constant, by roots, filled. The first draw is taken that stays finite."""
+        if self._inputs is None:
+            for draw in (_normal, _positive, _small):
+                self._inputs = self._drawn(candidate, draw)
+                self._references = None
+                if self.references(candidate).is_finite():
+                    break
+        assert self._inputs is not None
+        return self._inputs
+
+    def _drawn(self, candidate: Candidate, draw: Any) -> dict[Value, Tensor]:
+        generator = torch.Generator(self.device).manual_seed(0)
+        bound = dict(zip(dict.fromkeys(self.node.inputs), self.body.inputs, strict=True))
+        storage: dict[Value, Tensor] = {}
+        for value in dict.fromkeys(self.node.inputs):
+            root = candidate.views[value].root
+            if root in storage or root in candidate.tensors:
+                continue
+            numel, dtype = self.numel(root, candidate), value.type.dtype
+            if dtype.is_floating_point:
+                storage[root] = draw(numel, generator, self.device).to(dtype)
+            elif dtype == torch.bool:
+                storage[root] = torch.rand(numel, generator=generator, device=self.device) < 0.9
+            else:
+                limit = index_limit(self.body, bound[value])
+                storage[root] = torch.randint(limit, (numel,), generator=generator, device=self.device, dtype=dtype)
+        return storage
+
+    def numel(self, root: Value, candidate: Candidate) -> int:
+        """Elements from a root's first to its last."""
+        shape, strides = bind(root.type.shape, self.at), bind(candidate.views[root].strides, self.at)
+        return 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+
+    def constant(self, root: Value, candidate: Candidate) -> Tensor:
+        """A constant's elements on the device."""
+        if root not in self._constants:
+            self._constants[root] = candidate.tensors[root].detach().to(self.device).contiguous().reshape(-1)
+        return self._constants[root]
+
+    def references(self, candidate: Candidate) -> References:
+        if self._references is None:
+            memory = _Memory(self, candidate, self._inputs or {})
+            with torch.no_grad(), torch.device(self.device):
+                self._references = references(self.body, [memory.tensor(v) for v in dict.fromkeys(self.node.inputs)])
+        return self._references
+
+    # ---- the two questions -------------------------------------------------------------------------------------------------
+
+    def check(self, candidate: Candidate, launch: Launcher) -> Accuracy:
+        memory = _Memory(self, candidate, self.inputs(candidate))
+        memory.run(launch)
+        found = [memory.tensor(v) for v in self.node.outputs]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if trespass := memory.trespass():
+            return Accuracy(float("inf"), trespass)
+        return judge(found, self.references(candidate))
+
+    def time(self, candidate: Candidate, launch: Launcher, l2_bytes: int) -> float:
+        given = self.inputs(candidate)
+        first = _Memory(self, candidate, given)
+        first.run(launch)  # also what makes libraries choose their kernels
+        sets = [first]
+        for constants in self._copies(candidate, first, l2_bytes):
+            sets.append(_Memory(self, candidate, given, first.storage, constants))
+        rough = _timed(lambda: first.run(launch), self.device)
+        if rough < RUN_MICROSECONDS / 2:  # else the host's share of it does not matter
+            rough = _replayed(sets, launch, ROUGH_RUNS, 3, self.device)
+        if self.best is not None and rough > HOPELESS * self.best:
+            return rough
+        runs = max(1, min(MOST_RUNS, int(RUN_MICROSECONDS / max(rough, 0.1))))
+        found = _replayed(sets, launch, runs, REPLAYS if rough < RUN_MICROSECONDS else 3, self.device)
+        self.best = found if self.best is None else min(self.best, found)
+        return found
+
+    def _copies(self, candidate: Candidate, first: _Memory, l2_bytes: int) -> list[dict[Value, Tensor]]:
+        """More copies of the weights, for runs to take in turns, so that the L2 cache has not seen them for a while."""
+        roots = [r for r in first.roots if r in candidate.tensors]
+        size = sum(self.constant(r, candidate).nbytes for r in roots)
+        if not candidate.cold or size == 0:
+            return []
+        count = min(MOST_RUNS, -(-2 * l2_bytes // size)) - 1
+        copies: list[dict[Value, Tensor]] = [{} for _ in range(count)]
+        for root in roots:
+            source = self.constant(root, candidate)
+            padded = -(-source.nbytes // ALIGNMENT) * ALIGNMENT // source.dtype.itemsize
+            whole = torch.empty((count, padded), dtype=source.dtype, device=self.device)
+            whole[:, : source.numel()] = source
+            for number, copy in enumerate(copies):
+                copy[root] = whole[number, : source.numel()]
+        return copies
+
+
+class _Memory:
+    """Where a candidate's values are for one run. Storage that nobody filled is poisoned, and so is what is around it."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        candidate: Candidate,
+        given: Mapping[Value, Tensor],
+        scratch: Mapping[Value, Tensor] | None = None,
+        constants: Mapping[Value, Tensor] | None = None,
+    ) -> None:
+        self.bench, self.candidate = bench, candidate
+        touched = [v for s in candidate.steps for v in s.touched]
+        self.roots = dict.fromkeys(candidate.views[v].root for v in (*touched, *self.bench.node.outputs))
+        self.storage: dict[Value, Tensor] = dict(given)
+        self._whole: dict[Value, Tensor] = {}
+        self._adopted: dict[Value, Tensor] = {}
+        self._constants = dict(constants or {})
+        for root in self.roots:
+            if root in self.storage or root in candidate.tensors:
+                continue
+            self.storage[root] = scratch[root] if scratch is not None else self._poisoned(root)
+
+    def _poisoned(self, root: Value) -> Tensor:
+        size = self.bench.numel(root, self.candidate) * root.type.dtype.itemsize
+        guard = 2 * ALIGNMENT
+        whole = torch.full((-(-size // ALIGNMENT) * ALIGNMENT + 2 * guard,), _POISON, dtype=torch.uint8, device=self.bench.device)
+        self._whole[root] = whole
+        return whole[guard : guard + size].view(root.type.dtype)
+
+    def trespass(self) -> str | None:
+        """The sentence where something was written next to a value's storage."""
+        guard = 2 * ALIGNMENT
+        for root, whole in self._whole.items():
+            size = self.storage[root].nbytes
+            if bool((whole[:guard] != _POISON).any()) or bool((whole[guard + size :] != _POISON).any()):
+                return f"it writes outside of {root.name}"
+        return None
+
+    def root(self, root: Value) -> Tensor:
+        if root in self._adopted:
+            return self._adopted[root]
+        if root in self.storage:
+            return self.storage[root]
+        return self._constants[root] if root in self._constants else self.bench.constant(root, self.candidate)
+
+    def tensor(self, value: Value) -> Tensor:
+        view, at = self.candidate.views[value], self.bench.at
+        flat = self.root(view.root)
+        return flat.as_strided(
+            bind(value.type.shape, at), bind(view.strides, at), flat.storage_offset() + int(bind(view.offset, at))
+        )
+
+    def run(self, launch: Launcher) -> None:
+        """Enqueue the steps on the current stream, as an engine does."""
+        at = self.bench.at
+        stream = torch.cuda.current_stream(self.bench.device).cuda_stream if self.bench.device.type == "cuda" else 0
+        for step in self.candidate.steps:
+            if isinstance(step, Launch):
+                arguments = [self.tensor(a).data_ptr() if isinstance(a, Value) else bind(a, at) for a in step.arguments]
+                launch(step, [int(bind(g, at)) for g in step.grid], arguments, stream)
+                continue
+            with torch.no_grad(), torch.device(self.bench.device):
+                given = step.op.bound(at).reference(*(self.tensor(v) for v in step.inputs))
+            for value, result in zip(step.outputs, given if isinstance(given, tuple) else (given,), strict=True):
+                self._put(value, result)
+
+    def _put(self, value: Value, result: Tensor) -> None:
+        strides = bind(self.candidate.views[value].strides, self.bench.at)
+        alike = all(n == 1 or a == b for n, a, b in zip(result.shape, result.stride(), strides, strict=True))
+        if self.candidate.views[value].root is value and alike and result.data_ptr() % ALIGNMENT == 0:
+            self._adopted[value] = result
+        else:
+            self.tensor(value).copy_(result)
+
+
+def _replayed(sets: Sequence[_Memory], launch: Launcher, runs: int, replays: int, device: torch.device) -> float:
+    """Microseconds a run, the median over replays of a graph of so many runs one after another."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            for number in range(runs):
+                sets[number % len(sets)].run(launch)
+        finally:
+            graph.capture_end()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 2)]  # type: ignore[no-untyped-call]
+        graph.replay()
+        for event in events[:-1]:
+            event.record(stream)
+            graph.replay()
+        events[-1].record(stream)
+    events[-1].synchronize()
+    # the first of them may have waited for the host
+    times: list[float] = [a.elapsed_time(b) for a, b in itertools.pairwise(events)][1:]
+    return 1000.0 * statistics.median(times) / runs
+
+
+def _timed(act: Callable[[], None], device: torch.device) -> float:
+    """Microseconds of what is enqueued, what the host takes for it included."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    first.record(torch.cuda.current_stream(device))
+    act()
+    last.record(torch.cuda.current_stream(device))
+    last.synchronize()
+    return 1000.0 * float(first.elapsed_time(last))
+
+
+def _wake(device: torch.device) -> None:
+    """A GPU with nothing to do clocks down."""
+    x = torch.randn(2048, 2048, device=device)
+    for _ in range(200):
+        x = (x @ x).clamp(-1, 1)
+    torch.cuda.synchronize(device)
+
+
+def _normal(numel: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    return torch.randn(numel, generator=generator, device=device)
+
+
+def _positive(numel: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    return torch.rand(numel, generator=generator, device=device) + 0.1
+
+
+def _small(numel: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    return 0.01 * torch.randn(numel, generator=generator, device=device)
