@@ -96,3 +96,44 @@ def test_a_mask_that_hides_nothing_is_dropped() -> None:
     found = check(AllTrue(), *qkv((2, 3), 11, 13, 16))
     masks = [dict(s.kernel.constants)["MASK"] for s in found.steps if isinstance(s, Launch) and s.kernel.function == "attention"]
     assert masks == ["", ""]
+
+
+class WrittenOut(nn.Module):
+    """Attention as models wrote it before there was an op. mask: "", "add" or "hide"."""
+
+    def __init__(self, mask: str, wide: bool) -> None:
+        super().__init__()
+        self.mask, self.wide = mask, wide
+
+    def forward(self, k: Tensor, q: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
+        scores = q @ k.transpose(-1, -2) / 4.0
+        v = v * 2.0
+        if mask is not None and self.mask == "add":
+            scores = scores + mask
+        elif mask is not None:
+            scores = scores.masked_fill(mask, -1e9)
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) if self.wide else torch.softmax(scores, -1)
+        return weights @ v
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("mask", ["", "add", "hide"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_written_out(mask: str, wide: bool, dtype: torch.dtype) -> None:
+    q, k, v = qkv((2, 3), 19, 37, 16)
+    given = torch.rand(2, 1, 1, 37) < 0.5 if mask == "hide" else torch.randn(2, 1, 1, 37)
+    found = check(WrittenOut(mask, wide), k, q, v, *([given] if mask else []), dtype=dtype)
+    assert attends(found.kernels)
+
+
+class Shared(nn.Module):
+    """Grouped queries: two heads for each of the keys'."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return y.transpose(1, 2).reshape(q.shape[0], q.shape[2], -1) * 2.0
+
+
+def test_shared_heads_are_not_copied() -> None:
+    q, (k, v) = torch.randn(2, 6, 11, 16), (torch.randn(2, 3, 13, 16) for _ in range(2))
+    assert attends(check(Shared(), q, k, v).kernels)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torchsmith.backends.cuda.fuse.attention import attention
 from torchsmith.backends.cuda.fuse.epilogue import epilogue
 from torchsmith.backends.cuda.fuse.gate import gate
 from torchsmith.backends.cuda.fuse.masks import masks
 from torchsmith.backends.cuda.fuse.norm import norm
+from torchsmith.backends.cuda.fuse.norm_linear import norm_linear
 from torchsmith.backends.cuda.fuse.pointwise import pointwise
 from torchsmith.backends.cuda.fuse.siblings import siblings
 from torchsmith.backends.cuda.fuse.squeeze_excite import squeeze_excite
@@ -15,13 +17,15 @@ from torchsmith.backends.cuda.fuse.stem import stem
 from torchsmith.ir.graph import Graph
 
 FUSIONS: tuple[Callable[[Graph], Graph], ...] = (
-    siblings,
+    attention,
     masks,
+    siblings,
     gate,  # before epilogue: a product that was followed would take the scale as its epilogue
     stem,  # before epilogue, which makes one node of the convolution and what follows
     squeeze_excite,  # before epilogue, which makes products of its layers
     epilogue,
     norm,  # after epilogue: a product takes the residual that it can
+    norm_linear,  # after norm, which takes what comes before
     pointwise,  # the rest
 )
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from torchsmith.backends.cuda.fuse.rules import apply
 from torchsmith.ir.graph import Graph, Node, Value
-from torchsmith.ir.rewrite import Seen, rewrite
+from torchsmith.ir.rewrite import Seen
 
 
 def masks(graph: Graph) -> Graph:
-    return rewrite(graph, [_hides_nothing])
+    return apply(graph, [_hides_nothing])
 
 
 def _hides_nothing(node: Node, seen: Seen) -> Sequence[Value] | None:
