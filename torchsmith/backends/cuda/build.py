@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import triton
 
 from torchsmith.backends.cuda import plan, tactics, tune
 from torchsmith.backends.cuda.cubins import Cubin, compile_all
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.layout import View, is_view, place
+from torchsmith.backends.cuda.roofline import flops_of
 from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.backends.cuda.tune import Choose, Chosen, guess
 from torchsmith.config import BuildConfig
 from torchsmith.errors import BuildError
 from torchsmith.ir.graph import Graph, Value
 from torchsmith.target import Target
+from torchsmith.version import __version__
 
 
 def build_engine(graph: Graph, target: Target, config: BuildConfig) -> bytes:
@@ -50,8 +52,10 @@ def steps_of(chosen: Sequence[Chosen], views: dict[Value, View], packed: Packed,
         views.update(e.views)
         steps += e.steps
         row = {"node": str(choice.node.op), "tactic": str(choice.tactic or "PyTorch"), "origin": choice.node.origin}
-        timed = {} if choice.microseconds is None else {"microseconds": round(choice.microseconds, 3)}
-        about += [{**row, **timed} if i == 0 else {**row, "tactic": ""} for i in range(len(e.steps))]
+        first: dict[str, Any] = {"flops": plan.size_text(flops_of(choice.node))}
+        if choice.microseconds is not None:
+            first["microseconds"] = round(choice.microseconds, 3)
+        about += [{**row, **first} if i == 0 else {**row, "tactic": ""} for i in range(len(e.steps))]
     return plan.Emitted(at, steps, about)
 
 
@@ -67,9 +71,9 @@ def compile_steps(steps: Sequence[Step], arch: int, workers: int = 0) -> dict[st
 
 def versions() -> dict[str, str]:
     return {
-        "torchsmith": importlib.metadata.version("torchsmith"),
+        "torchsmith": __version__,
         "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton"),
+        "triton": triton.__version__,
     }
 
 
