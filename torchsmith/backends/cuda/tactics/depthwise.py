@@ -1,0 +1,240 @@
+"""Depthwise convolutions through `kernels/depthwise.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torchsmith.backends.cuda.emission import Emission
+from torchsmith.backends.cuda.fuse.epilogue import convolution_kind
+from torchsmith.backends.cuda.kernels.depthwise import depthwise
+from torchsmith.backends.cuda.program import HookWriter, Space
+from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
+from torchsmith.errors import Unsupported
+from torchsmith.ir.dim import Dim, floordiv, product
+from torchsmith.ir.graph import Value
+
+SMS = 132  # streaming multiprocessors that guesses are made for
+USUAL_BATCH, USUAL_PIXELS = 8, 28  # what guesses take an unknown size for
+MAX_TAPS = 81  # of a kernel that is unrolled
+MAX_ELEMENTS = 1 << 31  # offsets are 32-bit within a picture
+
+
+@dataclass(frozen=True)
+class DepthwiseConfig:
+    """A thread holds tile_h × tile_w pixels; a block groups_h × groups_w such tiles of block_c channels."""
+
+    block_c: int
+    tile_h: int
+    tile_w: int
+    groups_h: int
+    groups_w: int
+    num_warps: int
+    early_taps: bool
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """The convolution as a two-dimensional one. x, y: sizes are (pictures, channels, rows, columns), as are the strides."""
+
+    parts: Parts
+    x: Value
+    y: Value
+    w: Value
+    bias: Value | None
+    x_sizes: tuple[Dim, ...]
+    y_sizes: tuple[Dim, ...]
+    x_strides: tuple[Dim, ...]
+    y_strides: tuple[Dim, ...]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def channels(self) -> int:
+        return int(self.x_sizes[1])
+
+    def blocks(self, c: DepthwiseConfig) -> tuple[int, Dim]:
+        """Blocks over the channels, and tiles over the pixels of one picture."""
+        rows, columns = self.y_sizes[2:]
+        return ceildiv_int(self.channels, c.block_c), product(
+            (ceildiv(rows, c.groups_h * c.tile_h), ceildiv(columns, c.groups_w * c.tile_w))
+        )
+
+
+class DepthwiseTemplate:
+    name = "depthwise"
+    kinds = frozenset({"depthwise", "Convolution"})
+    config_type = DepthwiseConfig
+
+    def configs(self, e: Emission) -> Sequence[DepthwiseConfig]:
+        p = depthwise_of(e, parts_of(e.node, "Convolution"), e.node.outputs[0])
+        found = depthwise_configs(p, 0)
+        emit_depthwise(Emission(e.node, e.views, e._packed), p, found[0], None, None)  # whether the hook can be written
+        return found
+
+    def emit(self, e: Emission, config: DepthwiseConfig) -> None:
+        p = depthwise_of(e, parts_of(e.node, "Convolution"), e.node.outputs[0])
+        emit_depthwise(e, p, config, None, None)
+
+
+def depthwise_of(e: Emission, parts: Parts, y: Value) -> Depthwise:
+    """The node as a depthwise convolution that gives y. Raises Unsupported where it is none."""
+    op: Any = parts.main.op
+    x, w = parts.main.inputs[:2]
+    bias = parts.main.inputs[2] if len(parts.main.inputs) > 2 else None
+    if convolution_kind(parts.main) != "depthwise":
+        raise Unsupported("the convolution is not depthwise")
+    if parts.before:
+        raise Unsupported("something comes before the convolution")
+    if x.type.rank > 4:
+        raise Unsupported(f"a depthwise convolution in {x.type.rank - 2} dimensions; it takes one or two")
+    if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise Unsupported(f"a depthwise convolution of {x.type.dtype}")
+    if e.constant(w) is None or (bias is not None and e.constant(bias) is None):
+        raise Unsupported("the convolution's weights are only known when it runs")
+    padded = (1, 1, *w.type.shape[2:])[-2:]
+    if int(padded[0]) * int(padded[1]) > MAX_TAPS:
+        raise Unsupported(f"a depthwise convolution with {padded[0]}×{padded[1]} taps; it takes up to {MAX_TAPS}")
+    if any(isinstance(n, int) and n >= MAX_ELEMENTS for n in (x.type.numel, y.type.numel)):
+        raise Unsupported(f"a depthwise convolution of {x.type}; it takes fewer than {MAX_ELEMENTS} elements")
+    flat = x.type.rank == 3
+    both = lambda sizes, missing: (missing, *sizes) if flat else tuple(sizes)  # noqa: E731
+    four = lambda sizes, missing: (*sizes[:2], missing, *sizes[2:]) if flat else tuple(sizes)  # noqa: E731
+    return Depthwise(
+        parts, x, y,
+        e.packed(w, "taps", lambda t: t.flatten(1).T), bias,
+        four(x.type.shape, 1), four(y.type.shape, 1), four(e.view(x).strides, 0), four(e.view(y).strides, 0),
+        (int(padded[0]), int(padded[1])), both(op.stride, 1), both(op.dilation, 1), both([before for before, _ in op.padding], 0),
+    )  # fmt: skip
+
+
+def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value | None, partial: Value | None) -> None:
+    """Add the kernel. squeeze, partial: as `kernels/depthwise.py` takes them."""
+    main = p.parts.main.outputs[0]
+    pixels = tuple(range(2, main.type.rank))
+    space = Space(main.type.shape, (("batch", (0,)), ("pixels", pixels), ("channels", (1,))))
+    writer = HookWriter(e.views, e.constant)
+    writer.names[main] = "acc"
+    writer.compute(p.parts.after, space)
+    epilogue = writer.hook("epilogue", ("acc", "batch", "pixels", "channels", "mask"), [writer.names[p.y]])
+    over_channels, tiles = p.blocks(c)
+    units = int(squeeze.type.shape[0]) if squeeze is not None else None
+    e.launch(
+        depthwise,
+        (product((over_channels, tiles, p.y_sizes[0])),),
+        {
+            **dict(x=p.x, w=p.w, bias=p.bias, y=p.y, squeeze=squeeze, partial=partial),
+            **dict(C=p.channels, H=p.x_sizes[2], W=p.x_sizes[3], OH=p.y_sizes[2], OW=p.y_sizes[3], S=units),
+            **dict(zip(("x_n", "x_c", "x_h", "x_w"), p.x_strides, strict=True)),
+            **dict(zip(("y_n", "y_c", "y_h", "y_w"), p.y_strides, strict=True)),
+            **writer.arguments(),
+            **dict(EPILOGUE=epilogue, KH=p.kernel[0], KW=p.kernel[1], STRIDE_H=p.stride[0], STRIDE_W=p.stride[1]),
+            **dict(DILATION_H=p.dilation[0], DILATION_W=p.dilation[1], PAD_H=p.padding[0], PAD_W=p.padding[1]),
+            **dict(BLOCK_C=c.block_c, TILE_H=c.tile_h, TILE_W=c.tile_w, GROUPS_H=c.groups_h, GROUPS_W=c.groups_w),
+            **dict(BLOCK_S=squeeze_block(units, c), EARLY_TAPS=c.early_taps, PDL=True),
+        },
+        writes=[p.y] if partial is None else [p.y, partial],
+        num_warps=c.num_warps,
+    )
+
+
+def squeeze_block(units: int | None, c: DepthwiseConfig) -> int:
+    """How many rows of the squeezing layer are multiplied at a time: up to 32 factors a thread."""
+    return 1 if units is None else max(1, min(up(units), c.num_warps * 1024 // c.block_c))
+
+
+# ---- guesses --------------------------------------------------------------------------------------------------------------
+
+
+def depthwise_configs(p: Depthwise, units: int) -> list[DepthwiseConfig]:
+    """A dozen configurations, the best guess first. units: of the squeezing layer that comes after, 0 for none."""
+    ranked = sorted(_candidates(p), key=lambda c: (guessed_cycles(p, c, units), c.num_warps, c.block_c))
+    found: list[DepthwiseConfig] = []
+    # varied: of those that differ only in how many threads a block has, two
+    for c in ranked:
+        alike = [f for f in found if (f.tile_h, f.tile_w, f.block_c) == (c.tile_h, c.tile_w, c.block_c)]
+        if len(alike) < 2:
+            found.append(c)
+        if len(found) == 12:
+            break
+    return found
+
+
+def _candidates(p: Depthwise) -> list[DepthwiseConfig]:
+    rows, columns = (n if isinstance(n, int) else USUAL_PIXELS for n in p.y_sizes[2:])
+    widest = 16 // p.x.type.dtype.itemsize
+    early = p.kernel[0] * p.kernel[1] <= 25
+    found = []
+    for block_c in (8, 16, 32, 64, 128):
+        if block_c > 8 and block_c >= 2 * up(p.channels):
+            continue
+        for tile_h, tile_w in ((1, 1), (1, 2), (1, 4), (1, 7), (2, 2), (2, 4), (2, 7), (4, 2)):
+            if tile_w > columns or tile_h > rows or (p.kernel[0] == 1 and tile_h > 1):
+                continue
+            across = up(-(-columns // tile_w))
+            down = up(-(-rows // tile_h))
+            for num_warps in (1, 2, 4, 8):
+                for vector in {widest, widest // 2, min(2, widest)}:
+                    groups = num_warps * 32 * vector // block_c
+                    if groups < 1 or groups > across * down:
+                        continue
+                    for groups_w in {min(across, groups), min(across, max(1, groups // 4), 8)}:
+                        if groups // groups_w <= down:
+                            found.append(DepthwiseConfig(block_c, tile_h, tile_w, groups // groups_w, groups_w, num_warps, early))
+    if not found:  # a picture smaller than a warp
+        found.append(DepthwiseConfig(min(128, max(8, up(p.channels))), 1, 1, 1, 1, 1, False))
+    return list(dict.fromkeys(found))
+
+
+def guessed_cycles(p: Depthwise, c: DepthwiseConfig, units: int) -> float:
+    """Clock cycles of one multiprocessor, roughly: what is issued, what L1 and L2 move, and the latency that nothing hides."""
+    images = p.y_sizes[0] if isinstance(p.y_sizes[0], int) else USUAL_BATCH
+    over_channels, tiles = p.blocks(c)
+    blocks = over_channels * (tiles if isinstance(tiles, int) else USUAL_PIXELS) * images
+    itemsize = p.x.type.dtype.itemsize
+    pixels = c.groups_h * c.groups_w
+    vector = max(1, pixels * c.block_c // (32 * c.num_warps))  # channels of a thread
+    in_h = (c.tile_h - 1) * p.stride[0] + (p.kernel[0] - 1) * p.dilation[0] + 1
+    in_w = (c.tile_w - 1) * p.stride[1] + (p.kernel[1] - 1) * p.dilation[1] + 1
+    taps, outputs = p.kernel[0] * p.kernel[1], c.tile_h * c.tile_w
+    loads = in_h * in_w + taps
+    issued = loads * (5 + vector) + taps * outputs * vector + outputs * vector * 8 + 150
+    registers = 40 + outputs * vector + in_w * vector + (taps if c.early_taps else p.kernel[1]) * vector * itemsize // 4
+    if registers > 230:
+        issued *= 3  # they are spilled
+    resident = max(1, min(64, 2048 // (registers + 8)) // c.num_warps)  # blocks at once
+    each = -(-blocks // SMS)  # blocks of the busiest multiprocessor
+    warps = each * c.num_warps
+    footprint = (c.groups_h * c.tile_h * p.stride[0] + p.kernel[0]) * (c.groups_w * c.tile_w * p.stride[1] + p.kernel[1])
+    sector = max(32, c.block_c * itemsize)
+    squeezed = units * (c.block_c * itemsize + 8)
+    moved = each * (footprint * sector + pixels * outputs * sector + taps * c.block_c * itemsize + squeezed)
+    l1 = warps * loads * max(1.0, vector * itemsize * 32 / 128)
+    issue = issued * max(1.0, warps / 4)
+    waves = -(-each // resident)
+    reduced = (250 + 2 * units) if units else 0
+    later = blocks // images * units * 4 / 32 if units else 0  # what the gate's blocks each read
+    return (
+        max(issue, l1, moved / 32) + 0.3 * (issue + l1 + moved / 32) / max(1, min(each, resident)) + waves * (700 + reduced) + later
+    )
+
+
+def up(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def ceildiv(a: Dim, b: int) -> Dim:
+    return ceildiv_int(a, b) if isinstance(a, int) else floordiv(a + b - 1, b)
+
+
+def ceildiv_int(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+TEMPLATE = DepthwiseTemplate()
