@@ -41,9 +41,11 @@ def compile(
     module: an `nn.Module` in eval mode, an `ExportedProgram`, a `GraphModule` or a `ScriptModule`; it is not changed.
     inputs: one `torchsmith.Input`, tensor or nested container of them per positional argument. kwarg_inputs: the same by
     name. ir: accepted for Torch-TensorRT's callers; every kind of module takes the same road. device: where the engines
-    run; by default where the model's parameters are. options: see `torchsmith.config`; the usual ones are
-    `enabled_precisions={torch.float32}` (dtypes that engines may compute in), `min_block_size=5`, `torch_executed_ops`,
-    `require_full_compilation=False`, `backend=None`, `target=None`, `performance_hint="latency"`, `num_threads=0`.
+    run; by default where the model's parameters are. target: an architecture such as "sm_90" to build for instead, which this
+    machine need not have; the result can then be saved and looked at, and runs where `torchsmith.load` finds such a GPU.
+    options: see `torchsmith.config`; the usual ones are `enabled_precisions={torch.float32}` (dtypes that engines may compute
+    in), `min_block_size=5`, `torch_executed_ops`, `require_full_compilation=False`, `backend=None`, `target=None`,
+    `performance_hint="latency"`, `num_threads=0`.
 
     Returns a module with the original's call signature, inputs and outputs. A ScriptModule that keeps state or looks at values
     becomes a `HybridScript`, in which submodules are compiled and TorchScript runs what is around them.
@@ -74,16 +76,19 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
     from torchsmith.partition.segments import partition
     from torchsmith.report import report
     from torchsmith.runtime.compiled import CompiledModule
+    from torchsmith.runtime.places import place_of
 
     started = time.perf_counter()
+    asked = None if device is None else Device.of(device).torch
     with debug.road(config) as stage:
         captured = stage("capture", capture, module, examples, config.capture)
-        backend, target = choose(config.backend, captured.device if device is None else Device.of(device).torch, config.target)
+        backend, target = choose(config.backend, asked or captured.device, config.target)
+        place = place_of(target, captured.device, asked)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
         partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)
         built = stage("build", build, partitioned, backend, target, config)
     record = report(partitioned, built, backend, target, config, time.perf_counter() - started)
-    return CompiledModule(built.program, record, captured.signature)
+    return CompiledModule(built.program, record, captured.signature, place)
 
 
 def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where, why: NotConvertible) -> HybridScript:
@@ -94,11 +99,14 @@ def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where
     from torchsmith.inputs import Device, resolve
     from torchsmith.report import report_of_parts
     from torchsmith.runtime.hybrid import CompiledPart, HybridScript
+    from torchsmith.runtime.places import place_of, stays
 
     started = time.perf_counter()
+    asked = None if device is None else Device.of(device).torch
     with debug.road(config) as stage:
         found = stage("split", split, module, examples, why, config)
-    backend, target = choose(config.backend, found.device if device is None else Device.of(device).torch, config.target)
+    backend, target = choose(config.backend, asked or found.device, config.target)
+    stays(place_of(target, found.device, asked), why)
     compiled = [(part.path, whole(part.captured.program, resolve(), config, device)) for part in found.parts]
     reports = [(path, module.report) for path, module in compiled]
     record = report_of_parts(found.name, why, reports, backend, target, config, time.perf_counter() - started)

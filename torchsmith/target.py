@@ -34,6 +34,14 @@ class Target:
     def to_json(self) -> dict[str, Any]:
         return {"device": self.device, "arch": self.arch, "features": list(self.features), "chip": self.chip}
 
+    def runs_on(self, here: Target) -> bool:
+        """Whether engines for this target run on a device: one of its architecture, or a younger GPU of the sm_8x family."""
+        if self.device != "cuda" or here.device != "cuda":
+            return (self.device, self.arch) == (here.device, here.arch)
+        want, have = (int(t.arch.removeprefix("sm_")) for t in (self, here))
+        # from sm_90 on, machine code uses instructions of one architecture alone
+        return want == have or (want < 90 and want // 10 == have // 10 and want < have)
+
     @staticmethod
     def from_json(data: dict[str, Any]) -> Target:
         return Target(data["device"], data["arch"], tuple(data["features"]), data["chip"])

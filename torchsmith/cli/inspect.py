@@ -111,7 +111,7 @@ def plan_for_here(archive: Archive) -> tuple[Plan | None, str]:
     except PackageError as problem:
         return None, str(problem)
     try:
-        check_target(plan, archive.header["target"])
+        check_target(plan, Target.from_json(archive.header["target"]))
         for call in plan.engine_calls:
             backends.get(call.spec.backend)
     except (EngineMismatch, BackendUnavailable) as problem:

@@ -161,7 +161,8 @@ def _tensor_table(module: CompiledModule, program: Any, read: Callable[[str], An
                 "shape": list(tensor.shape),
                 "stride": list(tensor.stride()),
                 "offset": tensor.storage_offset(),
-                "device": str(tensor.device),
+                # of a module that was built for elsewhere, what stays in PyTorch goes there with its engines
+                "device": str(module.device if module.missing and name in module.plan.tensors else tensor.device),
             }
     assert names == table.keys(), names ^ table.keys()
     return table

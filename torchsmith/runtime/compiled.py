@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from torchsmith.errors import EngineMismatch
 from torchsmith.runtime import engine_op  # noqa: F401 - a program with engines needs the op
 from torchsmith.runtime.binding import Binder
 from torchsmith.runtime.codegen import function_of
 from torchsmith.runtime.engines import LoadedEngine, obtain
 from torchsmith.runtime.finished import FinishedModule
+from torchsmith.runtime.places import Place, concrete, moved, moved_program, unnumbered
 from torchsmith.runtime.plan import Plan, TensorInput
 from torchsmith.runtime.writes import written
 
@@ -31,30 +33,51 @@ class CompiledModule(FinishedModule):
 
     report: what became of the model, as plain data (see `torchsmith.explain`). program: the `ExportedProgram` that it runs.
     Buffers that the model writes to belong to this module, and inputs that it writes to are written to.
+    missing: why its engines are not loaded, where they are for a device that is not here; it can be saved and looked at, and
+    a call raises EngineMismatch. Empty otherwise.
     """
 
     plan: Plan
     tensors: dict[str, Tensor]
     engines: list[LoadedEngine]
+    missing: str
 
-    def __init__(self, program: ExportedProgram, report: Mapping[str, Any], signature: inspect.Signature | None = None) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        report: Mapping[str, Any],
+        signature: inspect.Signature | None = None,
+        place: Place | None = None,
+    ) -> None:
         """program: one whose engines are calls of `torchsmith::execute_engine`. signature: the original `forward`'s.
 
+        place: where it is to run, if not where the program's tensors are. A program that moves is moved in place.
         Raises CaptureError for a program that no module can be made of, EngineMismatch for engines that do not run here.
         """
         from torchsmith.runtime.extract import plan_of, tensors_of
 
-        plan, tensors = plan_of(program, signature), tensors_of(program)
+        place, plan = place or Place(), plan_of(program, signature)
+        if place.device is not None:
+            plan = moved(plan, place.device)
+            if not place.missing:
+                program = moved_program(program, place.device, [call.constant for call in plan.engine_calls])
+        tensors = tensors_of(program)
         own = {name: tensors[name].detach().clone() for name in written(plan)}
-        self._set_up(plan, {**tensors, **own}, report, lambda: _with_tensors(program, own), verified=False)
+        self._set_up(plan, {**tensors, **own}, report, lambda: _with_tensors(program, own), False, place.missing)
 
     @classmethod
     def from_plan(
-        cls, plan: Plan, tensors: Mapping[str, Tensor], report: Mapping[str, Any], program: Callable[[], ExportedProgram]
+        cls,
+        plan: Plan,
+        tensors: Mapping[str, Tensor],
+        report: Mapping[str, Any],
+        program: Callable[[], ExportedProgram],
+        missing: str = "",
     ) -> CompiledModule:
-        """The same from parts that were checked before. tensors: engines among them. program: makes it when it is asked for."""
+        """The same from parts that were checked before. tensors: engines among them. program: makes it when it is asked for,
+        where the plan is. missing: why the engines cannot be loaded here."""
         module = cls.__new__(cls)
-        module._set_up(plan, tensors, report, program, verified=True)
+        module._set_up(plan, tensors, report, program, True, missing)
         return module
 
     def _set_up(
@@ -64,18 +87,27 @@ class CompiledModule(FinishedModule):
         report: Mapping[str, Any],
         program: Callable[[], ExportedProgram],
         verified: bool,
+        missing: str,
     ) -> None:
         super().__init__()
-        self.report, self.plan = dict(report), plan
+        self.report, self.missing = dict(report), missing
+        self.plan = plan if missing or not unnumbered(plan) else moved(plan, concrete(torch.device("cuda")))
         self.tensors = {name: tensors[name].detach() for name in plan.tensors}
-        self.engines = [obtain(call.spec, tensors[call.constant], call.device, verified=verified) for call in plan.engine_calls]
+        calls = [] if missing else self.plan.engine_calls
+        self.engines = [obtain(call.spec, tensors[call.constant], call.device, verified=verified) for call in calls]
         self._program = program
         self._bind_plan()
 
     def _bind_plan(self) -> None:
         self._binder = Binder(self.plan)
         self._direct = self._binder.direct
-        self._run, self.source = function_of(self.plan, self.tensors, self.engines)
+        if self.missing:
+            self._run, self.source = self._refuse, ""
+        else:
+            self._run, self.source = function_of(self.plan, self.tensors, self.engines)
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise EngineMismatch(f"the module is {self.missing}; save it with torchsmith.save, and load it on a machine that has one")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not kwargs and len(args) == self._direct:
@@ -100,7 +132,8 @@ class CompiledModule(FinishedModule):
         for call in self.plan.engine_calls:
             backends[call.spec.backend] = backends.get(call.spec.backend, 0) + 1
         engines = ", ".join(f"{count} {name} engine{'s' * (count > 1)}" for name, count in backends.items()) or "no engine"
-        return f"CompiledModule({engines}, {len(self.plan.torch_calls)} ops in PyTorch, on {self.device})"
+        where = self.missing or f"on {self.device}"
+        return f"CompiledModule({engines}, {len(self.plan.torch_calls)} ops in PyTorch, {where})"
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of overloads
         """The tensors that stay in PyTorch, by their names in the original; those inside engines are not among them."""
@@ -120,6 +153,7 @@ class CompiledModule(FinishedModule):
         twin = type(self).__new__(type(self))
         FinishedModule.__init__(twin)
         twin.report, twin.plan, twin.tensors, twin.engines = copy.deepcopy(self.report), self.plan, tensors, self.engines
+        twin.missing = self.missing
         own = {name: tensors[name] for name in written(self.plan)}
         twin._program = lambda: _with_tensors(self.program, own)
         twin._bind_plan()

@@ -28,6 +28,11 @@ def execute_engine(inputs: list[Tensor], engine: Tensor, spec: str) -> list[Tens
     read = EngineSpec.from_json(spec)
     check_inputs(read, inputs)
     device = inputs[0].device if inputs else torch.device(read.device)
+    if read.device == "cuda" and device.type == "cpu":
+        raise InvalidInput(
+            f"a {read.backend} engine runs on a GPU, and its inputs are on the CPU; move the program there with "
+            "torch.export.passes.move_to_device_pass(program, 'cuda')"
+        )
     return engine_of(read, engine, device).runner(inputs)
 
 

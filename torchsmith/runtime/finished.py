@@ -37,7 +37,8 @@ class FinishedModule(nn.Module):
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `.to()`, `.cuda()` and `.half()` come down to: allowed where it changes nothing. Raises TorchsmithError."""
-        before = torch.empty(0, device=self.device)
+        absent = self.device.type == "cuda" and not torch.cuda.is_available()  # of a module that was built for elsewhere
+        before = torch.empty(0, device="cpu" if absent else self.device)
         after = fn(before)
         if after.device.type != before.device.type:
             raise TorchsmithError(
