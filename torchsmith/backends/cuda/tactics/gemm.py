@@ -102,19 +102,27 @@ def emit_split(e: Emission, p: Problem, c: GemmConfig) -> None:
 
 def operands(p: Problem, c: GemmConfig, part: int) -> dict[str, Any]:
     """The kernel's arguments but for C and the hooks. part: how much of K a block sums."""
-    line = 128 // p.b.type.dtype.itemsize
-    shared_by = -(-size_of(p.m) // c.block_m)
-    lines = 1 << max(0, -(-part // (line * shared_by)) - 1).bit_length()
-    fits = p.constant and p.b_strides[2] == 1 and isinstance(p.m, int)
     b_batch, b_row, b_col = p.b_strides
     return {
         **dict(a=p.a, b=p.b, M=p.m, N=p.n, K=p.k, K_PART=part, A_INNER=p.a_rows.inner),
         **dict(a_batch=p.a_batch, a_outer=p.a_rows.outer, a_row=p.a_rows.stride, a_col=p.a_col),
         **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION="ieee", PDL=True),
         **dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, GROUP_M=c.group_m),
-        **dict(EVEN_M=even(p.m, c.block_m), EVEN_N=even(p.n, c.block_n), AHEAD=lines if c.ahead and fits else 0),
-        **dict(HALVES=c.block_m * c.block_n >= 4096 * c.num_warps and c.block_n >= 32),
+        **dict(EVEN_M=even(p.m, c.block_m), EVEN_N=even(p.n, c.block_n), HALVES=halves(c), AHEAD=lines_ahead(p, c, part)),
     }
+
+
+def lines_ahead(p: Problem, c: GemmConfig, part: int) -> int:
+    """How many 128-byte lines of each of its rows of B a block brings into L2, of those that blocks with its columns share."""
+    if not c.ahead or not p.constant or p.b_strides[2] != 1 or not isinstance(p.m, int):
+        return 0
+    lines = -(-part * p.b.type.dtype.itemsize // (128 * -(-p.m // c.block_m)))
+    return 1 << max(0, lines - 1).bit_length()
+
+
+def halves(c: GemmConfig) -> bool:
+    """Whether threads hold so many sums that the epilogue's operands would not fit beside them."""
+    return c.block_m * c.block_n >= 4096 * c.num_warps and c.block_n >= 32
 
 
 def even(size: Dim, block: int) -> bool:
