@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchsmith.cli import show
+from torchsmith.cli.steps import print_profile, profiles, sizes_given
 from torchsmith.errors import BackendUnavailable, EngineMismatch, PackageError
 from torchsmith.target import Target
 
 if TYPE_CHECKING:
+    from torchsmith.backends.cuda.inspect import Profile
     from torchsmith.package.archive import Archive
     from torchsmith.runtime.plan import Input, Plan
 
@@ -48,28 +50,45 @@ class Contents:
 
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a package that torchsmith wrote", show_default=False)],
+    at: Annotated[str, typer.Option(metavar="NAME=N,NAME=N", help="dynamic sizes to show GPU engines' steps at")] = "",
+    measure: Annotated[bool, typer.Option("--measure", help="time every step of GPU engines, on this machine's GPU")] = False,
     json: Annotated[bool, typer.Option("--json", help="print what is in it as JSON")] = False,
 ) -> None:
-    """Show what is in a package, and whether it runs here.
+    """Show what is in a package, whether it runs here, and of engines for GPUs every step.
 
-    The whole file is held to its checksums; no engine is loaded and nothing in it is run.
+    The whole file is held to its checksums; no engine is loaded and nothing in it is run, unless steps are measured.
 
     \b
     Example:
       torchsmith inspect b0.pt2
     """
-    contents = contents_of(file)
+    sizes = sizes_given(at)
+    contents, found = shown(file, sizes, measure)
     if json:
-        show.as_json(asdict(contents))
-    else:
-        print_contents(contents)
+        steps = [p and {"at": dict(p.at), "chip": p.chip, "steps": [row.to_json() for row in p.rows]} for p in found]
+        show.as_json({**asdict(contents), "steps": steps})
+        return
+    print_contents(contents)
+    for number, profile in enumerate(found):
+        if profile is not None:
+            print_profile(number, profile)
 
 
-def contents_of(file: Path) -> Contents:
-    """Raises PackageError where the file is damaged or foreign, as `load` does."""
+def shown(file: Path, at: Mapping[str, int], measure: bool) -> tuple[Contents, list[Profile | None]]:
+    """What is in a package, and a profile of each engine of the cuda backend."""
     from torchsmith.package.archive import read_archive
 
     archive = read_archive(str(file))
+    contents = contents_of(file, archive)
+    plan = plan_for_here(archive)[0] if "parts" not in archive.header else None
+    return contents, profiles(archive, plan, at, measure) if plan else []
+
+
+def contents_of(file: Path, archive: Archive | None = None) -> Contents:
+    """archive: the file, where it was read. Raises PackageError where the file is damaged or foreign, as `load` does."""
+    from torchsmith.package.archive import read_archive
+
+    archive = archive or read_archive(str(file))
     try:
         return _contents(file, archive)
     except (KeyError, ValueError, TypeError, AttributeError) as error:  # checksums do not cover the header itself

@@ -52,7 +52,8 @@ def steps_of(chosen: Sequence[Chosen], views: dict[Value, View], packed: Packed,
         views.update(e.views)
         steps += e.steps
         row = {"node": str(choice.node.op), "tactic": str(choice.tactic or "PyTorch"), "origin": choice.node.origin}
-        first: dict[str, Any] = {"flops": plan.size_text(flops_of(choice.node))}
+        flops = flops_of(choice.node)
+        first: dict[str, Any] = {"flops": flops if isinstance(flops, int) else str(flops)}
         if choice.microseconds is not None:
             first["microseconds"] = round(choice.microseconds, 3)
         about += [{**row, **first} if i == 0 else {**row, "tactic": ""} for i in range(len(e.steps))]

@@ -1,0 +1,97 @@
+"""What `torchsmith inspect` shows of an engine of the cuda backend: its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torchsmith.cli import show
+from torchsmith.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from torchsmith.backends.cuda.inspect import Profile, StepRow
+    from torchsmith.package.archive import Archive
+    from torchsmith.runtime.plan import Plan
+
+
+def sizes_given(text: str) -> dict[str, int]:
+    """ "s0=8,s1=128" as numbers. Raises InvalidOption."""
+    found = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, number = part.partition("=")
+        if not name.isidentifier() or not number.isdecimal():
+            raise InvalidOption(f"--at {text}: it takes sizes by their names, such as s0=8,s1=128")
+        found[name] = int(number)
+    return found
+
+
+def profiles(archive: Archive, plan: Plan, at: Mapping[str, int], measure: bool) -> list[Profile | None]:
+    """One for each engine, in order; None of those that other backends made. Sizes that are not given are the least that may be."""
+    from torchsmith.backends.cuda.inspect import profile, symbols_of
+    from torchsmith.backends.cuda.plan import read
+    from torchsmith.runtime.tensors import to_bytes
+
+    found: list[Profile | None] = []
+    for call in plan.engine_calls:
+        if call.spec.backend != "cuda":
+            found.append(None)
+            continue
+        engine = to_bytes(archive.entries[archive.header["tensors"][call.constant]["entry"]])
+        least = {name: plan.symbols[name][0] if name in plan.symbols else 1 for name in symbols_of(read(engine)[0])}
+        found.append(profile(engine, {**least, **{n: size for n, size in at.items() if n in least}}, measure))
+    return found
+
+
+def print_profile(number: int, profile: Profile) -> None:
+    """A line a step, and what they add up to."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    sizes = ", ".join(f"{name}={size}" for name, size in profile.at.items())
+    made = Table(
+        title=f"engine {number}" + (f" at {sizes}" if sizes else "") + f", against the roofline of {profile.chip}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("step", "op", "tactic"):
+        made.add_column(name, overflow="fold")
+    for name in ("grid", "output", "moved", "GFLOP", "µs", "roof"):
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("from", overflow="fold", ratio=1)
+    for row in profile.rows:
+        made.add_row(str(row.number), *map(Text, cells(row)))
+    show.stdout().print(made)
+    show.say(totals(profile))
+
+
+def cells(row: StepRow) -> list[str]:
+    return [
+        row.op,
+        row.tactic or "〃",
+        "×".join(map(str, row.grid)) or "PyTorch",
+        row.output,
+        show.size(row.bytes),
+        f"{row.flops / 1e9:.3f}" if row.flops else "",
+        "" if row.microseconds is None else f"{row.microseconds:.2f}",
+        "" if row.share is None else f"{100 * row.share:.0f} %",
+        row.origin,
+    ]
+
+
+def totals(profile: Profile) -> str:
+    """ "93 steps move 20.1 MiB and multiply 0.78 GFLOP; ..." """
+    rows = profile.rows
+    text = (
+        f"{len(rows)} steps move {show.size(sum(r.bytes for r in rows))} and multiply {sum(r.flops for r in rows) / 1e9:.2f} GFLOP"
+    )
+    timed = [r for r in rows if r.microseconds is not None]
+    if timed:
+        how = "measured in place" if timed[0].timed == "measured" else "each as it was timed alone when the engine was built"
+        text += f"; they take {sum(r.microseconds or 0.0 for r in timed):.1f} µs, {how}"
+    if any(r.least_us is not None for r in rows):
+        text += f"; {profile.chip} could do it in {sum(r.least_us or 0.0 for r in rows):.1f} µs"
+    return text
