@@ -18,11 +18,15 @@ from torchsmith.backends.cuda.kernels.common import INTERPRETED, dot, let_next_s
 
 
 @triton.jit
-def prefetch(pointers):
-    """Ask for the cache lines, without waiting."""
+def fetch_ahead(w, block, blocks_n, group, local, M, N, start, length, BLOCK_M: tl.constexpr, LINES: tl.constexpr):
+    """Bring this block's share of its rows of w into L2: LINES 128-byte lines of each, in turns with blocks of the same rows."""
     if not INTERPRETED:
+        line: tl.constexpr = 1024 // w.dtype.element_ty.primitive_bitwidth
+        lines = block // blocks_n + tl.arange(0, LINES) * tl.cdiv(M, BLOCK_M)
+        columns = tl.minimum(start + lines * line, length - 1)
+        places = w + (group * N + tl.minimum(local, N - 1))[:, None] * length + columns[None, :]
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
         )
 
 
@@ -56,10 +60,7 @@ def convolution(
 
     w_tile = w + cols[None, :] * (STEPS * BLOCK_K) + first * BLOCK_K + ks[:, None]
     if AHEAD > 0:
-        line: tl.constexpr = 1024 // w.dtype.element_ty.primitive_bitwidth
-        ahead = (block // blocks_n + tl.arange(0, AHEAD) * tl.cdiv(M, BLOCK_M)) * line
-        ahead = tl.minimum(first * BLOCK_K + ahead, STEPS * BLOCK_K - 1)
-        prefetch(w + (group * N + tl.minimum(local, N - 1))[None, :] * (STEPS * BLOCK_K) + ahead[:, None])
+        fetch_ahead(w, block, blocks_n, group, local, M, N, first * BLOCK_K, STEPS * BLOCK_K, BLOCK_M, AHEAD)
 
     image = rows // (OH * OW)
     pixel = rows % (OH * OW)

@@ -113,7 +113,9 @@ class ConvolutionTemplate:
                     continue
                 c = ConvolutionConfig(bm, bn, bk, warps, stages, split)
                 found.append((cost(c, m, filters, groups, steps, p.x.type.dtype.itemsize), c))
-        ordered = [c for _, c in sorted(found, key=lambda f: f[0])]
+        found.sort(key=lambda f: f[0])
+        # of one shape no more than two splits, so that a short list stays varied
+        ordered = [c for i, (_, c) in enumerate(found) if sum(replace(c, split=1) == replace(o, split=1) for _, o in found[:i]) < 2]
         self.emit(Emission(e.node, e.views, e._packed), replace(ordered[0], split=1))  # whether the hooks can be written
         return ordered[:12]
 
@@ -177,7 +179,8 @@ SHAPES = (
     (128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (256, 64, 64, 8, 4),
     (128, 64, 64, 4, 4), (128, 64, 32, 4, 5), (128, 32, 64, 4, 4), (64, 256, 64, 8, 4), (64, 128, 64, 4, 4), (64, 64, 64, 4, 5),
     (64, 32, 64, 4, 5), (32, 64, 64, 4, 5), (32, 32, 64, 4, 5), (16, 64, 64, 4, 5), (16, 32, 64, 2, 5), (64, 64, 128, 4, 3),
-    (32, 32, 128, 4, 4), (128, 128, 32, 8, 5), (128, 32, 32, 4, 5), (64, 64, 32, 4, 5), (32, 32, 32, 4, 5), (128, 64, 16, 4, 5),
+    (32, 32, 128, 4, 4), (32, 32, 256, 4, 3),
+    (128, 128, 32, 8, 5), (128, 32, 32, 4, 5), (64, 64, 32, 4, 5), (32, 32, 32, 4, 5), (128, 64, 16, 4, 5),
     (64, 16, 16, 4, 5), (64, 32, 16, 4, 5), (16, 16, 16, 2, 5),
 )  # fmt: skip
 SHAPES_FP32 = ((64, 64, 32, 8, 3), (32, 32, 32, 4, 3), (64, 32, 16, 4, 3), (16, 16, 16, 4, 3))
