@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
 
 OURS = "torchsmith.backends.cuda"
+_IMPORT = re.compile(rf"^\s*from ({re.escape(OURS)}[\w.]*) import (\([^)]*\)|[^\n#(]*)", re.MULTILINE)
 # What these say of a kernel is in its steps, or in its node's signature.
 _UNRELATED = frozenset(f"{OURS}.{name}" for name in ("emission", "steps", "layout", "fuse.fused"))
+
+_HOOKS = (f"{OURS}.kernels.common", f"{OURS}.kernels.functions")
 
 
 def cache_folder() -> Path:
@@ -42,13 +45,13 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @functools.cache
 def source_hash(module: str) -> str:
-    """A digest of a module's text and of those of our cuda modules that it imports, directly or not."""
+    """A digest of a module's text, of those of our cuda modules that it imports, directly or not, and of those that hooks call."""
     texts = {name: _text(name) for name in sorted(_closure(module))}
     return hashlib.sha256(repr(texts).encode()).hexdigest()[:16]
 
 
 def _closure(module: str) -> set[str]:
-    found, pending = set[str](), [module]
+    found, pending = set[str](), [module, *(name for name in _HOOKS if _path(name))]
     while pending:
         name = pending.pop()
         if name not in found and name not in _UNRELATED:
@@ -58,13 +61,13 @@ def _closure(module: str) -> set[str]:
 
 
 def _imports(module: str) -> list[str]:
-    names = []
-    for node in ast.walk(ast.parse(_text(module))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(OURS):
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            submodules = [name for name in inside if _path(name) is not None]
-            names += submodules if len(submodules) == len(inside) else [*submodules, node.module]
-    return names
+    found = []
+    for package, names in _IMPORT.findall(_text(module)):
+        listed = re.sub(r"#.*", "", names).strip("()").split(",")
+        inside = [f"{package}.{name.split()[0]}" for name in listed if name.strip()]
+        submodules = [name for name in inside if _path(name) is not None]
+        found += submodules if len(submodules) == len(inside) else [*submodules, package]
+    return found
 
 
 @functools.cache
@@ -74,6 +77,7 @@ def _text(module: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
+@functools.cache
 def _path(module: str) -> str | None:
     try:
         found = importlib.util.find_spec(module)
