@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional as F
 
-from tests.backends.cuda.simulated import check
+from tests.backends.cuda.simulated import check, graph_of, run
+from torchsmith import Input
+from torchsmith.backends.cuda.kernels.attention import twin
 from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.tactics.attention import TEMPLATE, AttentionConfig
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -137,3 +141,30 @@ class Shared(nn.Module):
 def test_shared_heads_are_not_copied() -> None:
     q, (k, v) = torch.randn(2, 6, 11, 16), (torch.randn(2, 3, 13, 16) for _ in range(2))
     assert attends(check(Shared(), q, k, v).kernels)
+
+
+@pytest.mark.parametrize(
+    "config", [AttentionConfig(16, 16, 2, 2), AttentionConfig(64, 32, 4, 2), AttentionConfig(16, 128, 4, 2)], ids=str
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_shape_of_block(config: AttentionConfig, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(TEMPLATE), "configs", lambda self, e: [config])
+    for keys in (48, 96):
+        assert attends(check(Plain(causal), *qkv((1, 2), 50, keys, 24)).kernels)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 37)])
+def test_dynamic_sizes(sizes: tuple[int, int], masked: bool) -> None:
+    n, length = Dim("n", max=8), Dim("l", min=2, max=64)
+    given = [Input((n, 2, length, 16))] * 3 + [Input((n, 1, 1, length), dtype=torch.bool)] * masked
+    hidden = torch.rand(sizes[0], 1, 1, sizes[1]) < 0.7
+    found = run(graph_of(Plain(), given), [*qkv((sizes[0], 2), sizes[1], sizes[1], 16), *([hidden] if masked else [])])
+    assert found.error <= 1.1 * found.eager_error + 2e-4 and attends(found.kernels)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_twin(causal: bool) -> None:
+    q, k, v = qkv((2, 3), 11, 11, 16)
+    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=0.3)
+    torch.testing.assert_close(twin(q, k, v, None, 0.3, causal), wanted, rtol=1e-5, atol=1e-5)

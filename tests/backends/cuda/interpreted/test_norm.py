@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.backends.cuda.simulated import check
+from tests.backends.cuda.simulated import check, graph_of, run
+from torchsmith import Input
+from torchsmith.backends.cuda.kernels.norm import twin
+from torchsmith.backends.cuda.tactics.norm import TEMPLATE
+from torchsmith.backends.cuda.tactics.rows import RowConfig
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -106,3 +110,33 @@ def test_embedding(dtype: torch.dtype) -> None:
 def test_group_norm(groups: int, channels: int, dtype: torch.dtype, convolve: bool) -> None:
     found = check(Groups(groups, channels, convolve), torch.randn(2, channels, 3, 5), dtype=dtype)
     assert found.kernels[-1] == "norm"
+
+
+CONFIGS = [RowConfig(1, 64, 1), RowConfig(4, 64, 4), RowConfig(2, 128, 16), RowConfig(1, 16, 2, True), RowConfig(4, 64, 4, True)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("groups", [0, 4])
+def test_every_shape_of_block(config: RowConfig, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(TEMPLATE), "configs", lambda self, e: [config])
+    if groups:
+        found = check(Groups(groups, 8, False), torch.randn(3, 8, 3, 7) + 100.0)
+    else:
+        found = check(Both(37), torch.randn(5, 37), torch.randn(5, 37) + 100.0)
+        check(Rms(37), torch.randn(5, 37))
+    assert found.kernels[0 if not groups else -1] == ("norm_long" if config.loop else "norm")
+
+
+@pytest.mark.parametrize("sizes", [(1, 3), (4, 17)])
+def test_dynamic_sizes(sizes: tuple[int, int]) -> None:
+    given = Input(min_shape=(1, 2, 24), opt_shape=(2, 9, 24), max_shape=(8, 40, 24))
+    graph = graph_of(Norm(nn.LayerNorm(24)), [given, given])
+    found = run(graph, [torch.randn(*sizes, 24), torch.randn(*sizes, 24)])
+    assert found.error <= 1.1 * found.eager_error + 2e-4 and found.kernels == ["norm"]
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_twin(affine: bool) -> None:
+    x, weight, bias = torch.randn(3, 37), torch.randn(37), torch.randn(37)
+    w, b = (weight, bias) if affine else (None, None)
+    torch.testing.assert_close(twin(x, w, b, 1e-5, True, x.dtype), F.layer_norm(x, (37,), w, b), rtol=1e-5, atol=1e-5)

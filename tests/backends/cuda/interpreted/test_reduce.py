@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.backends.cuda.simulated import check
+from tests.backends.cuda.simulated import check, graph_of, run
+from torchsmith import Input
+from torchsmith.backends.cuda.kernels.reduce import twin
+from torchsmith.backends.cuda.tactics.reduce import TEMPLATE, ReduceConfig
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 FUNCTIONS: dict[str, Any] = {
@@ -70,3 +73,25 @@ def test_integers(dtype: torch.dtype) -> None:
     found = check(Whole(), torch.randint(0, 5, (4, 37)).to(dtype))
     assert found.error == 0
     assert found.kernels.count("reduce") >= 5
+
+
+@pytest.mark.parametrize("config", [ReduceConfig(4, 16, 1), ReduceConfig(2, 8, 1, 3), ReduceConfig(1, 16, 1, 5)], ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_shape_of_block(config: ReduceConfig, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(TEMPLATE), "configs", lambda self, e: [config])
+    found = check(Reduced(function, (0, 2), False), torch.randn(3, 5, 19))
+    assert found.kernels == ["reduce"] * min(config.splits, 2)
+
+
+def test_dynamic_sizes() -> None:
+    given = Input(min_shape=(1, 5, 2), opt_shape=(2, 5, 9), max_shape=(8, 5, 40))
+    for dims in ((1,), (0,), (0, 1, 2)):
+        found = run(graph_of(Reduced("mean", dims, False), [given]), [torch.randn(3, 5, 17)])
+        assert found.error <= 1.1 * found.eager_error + 2e-4 and found.kernels == ["reduce"]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_twin(function: str) -> None:
+    x = torch.randn(3, 37)
+    wanted = FUNCTIONS[function](x, 1, False)
+    torch.testing.assert_close(twin(x, "l2" if function == "norm" else function, x.dtype), wanted)

@@ -117,6 +117,9 @@ def shapes_of(p: Problem, dtype: torch.dtype) -> list[AttentionConfig]:
         sizes = [(128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 32, 4, 3),
                  (32, 64, 4, 3), (32, 64, 2, 3), (16, 64, 2, 3), (16, 128, 4, 2)]  # fmt: skip
     heads, length = number(p.heads), number(p.length)
+    if isinstance(p.keys, int) and p.keys <= 256 and not wide and dtype != torch.float32:
+        sizes += [(16, max(16, up(p.keys)), 4, 2), (32, max(16, up(p.keys)), 4, 2)]  # all keys at once
+    sizes = list(dict.fromkeys(sizes))
     found = [AttentionConfig(*size) for size in sizes if size[0] <= max(sizes[-1][0], up(length))]
     return sorted(found, key=lambda c: _cost(heads, length, number(p.keys), c))
 
