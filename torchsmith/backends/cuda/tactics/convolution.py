@@ -117,7 +117,8 @@ class ConvolutionTemplate:
         # of one shape no more than two splits, so that a short list stays varied
         ordered = [c for i, (_, c) in enumerate(found) if sum(replace(c, split=1) == replace(o, split=1) for _, o in found[:i]) < 2]
         self.emit(Emission(e.node, e.views, e._packed), replace(ordered[0], split=1))  # whether the hooks can be written
-        return ordered[:12]
+        whole = [c for c in ordered[9:] if c.split == 1]  # one kernel less; the model may think too little of that
+        return [*ordered[:9], *whole[:4]]
 
     def emit(self, e: Emission, config: ConvolutionConfig) -> None:
         p = problem_of(e)
