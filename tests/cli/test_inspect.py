@@ -94,3 +94,43 @@ def test_a_damaged_file_gets_the_sentence_of_load(cli: Any, package: Path, tmp_p
         load(path)
     result = cli("inspect", path)
     assert result.exit_code == 2 and result.stderr == f"error: {told.value}\n"
+
+
+@pytest.fixture(scope="module")
+def for_a_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torchsmith
+
+    net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)).eval()
+    rows = torchsmith.Input(min_shape=(2, 16), opt_shape=(8, 16), max_shape=(64, 16))
+    path = tmp_path_factory.mktemp("gpu") / "net.pt2"
+    save(torchsmith.compile(net, inputs=[rows], enabled_precisions={torch.half}, target="sm_90", min_block_size=1), path)
+    return path
+
+
+def test_the_steps_of_an_engine_for_a_gpu(cli: Any, for_a_gpu: Path) -> None:
+    (found,) = json.loads(cli("inspect", for_a_gpu, "--json").stdout)["steps"]
+    ((name, size),) = found["at"].items()
+    assert size == 2 and found["chip"] == "H100"
+    assert sum(step["flops"] for step in found["steps"]) == 2 * 2 * (16 * 32 + 32 * 8)
+    text = cli("inspect", for_a_gpu, "--at", f"{name}=64").stdout
+    assert f"engine 0 at {name}=64, against the roofline of H100" in text and "Linear, relu" in text and "linear.py:" in text
+    assert "steps move" in text and "GFLOP; H100 could do it in" in text
+
+
+@pytest.mark.parametrize("at", ["s0", "s0=x", "0=3"])
+def test_sizes_that_are_none(cli: Any, for_a_gpu: Path, at: str) -> None:
+    result = cli("inspect", for_a_gpu, "--at", at)
+    assert result.exit_code == 2 and f"--at {at}: it takes sizes by their names" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_there_is_nothing_to_measure_on(cli: Any, for_a_gpu: Path) -> None:
+    result = cli("inspect", for_a_gpu, "--measure")
+    assert result.exit_code == 2 and "PyTorch finds no GPU here" in result.stderr
+
+
+def test_an_ops_name_without_its_attributes() -> None:
+    from torchsmith.cli.steps import short
+
+    fused = "Fused[convolution](Cast(dtype=torch.float16), Convolution(stride=(2, 2), padding=((1, 1), (1, 1))), Unary[silu])"
+    assert short(fused) == "Cast, Convolution, silu" and short("MaxPool(kernel=(3, 3))") == "MaxPool"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -57,11 +58,12 @@ def print_profile(number: int, profile: Profile) -> None:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name in ("step", "op", "tactic"):
-        made.add_column(name, overflow="fold")
+    made.add_column("step", no_wrap=True)
+    made.add_column("op", overflow="fold", ratio=1)
+    made.add_column("tactic", no_wrap=True)
     for name in ("grid", "output", "moved", "GFLOP", "µs", "roof"):
         made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("from", overflow="fold", ratio=1)
+    made.add_column("from", overflow="fold", max_width=34)
     for row in profile.rows:
         made.add_row(str(row.number), *map(Text, cells(row)))
     show.stdout().print(made)
@@ -70,16 +72,24 @@ def print_profile(number: int, profile: Profile) -> None:
 
 def cells(row: StepRow) -> list[str]:
     return [
-        row.op,
-        row.tactic or "〃",
+        short(row.op) if row.tactic else "〃",
+        row.tactic.partition(" ")[0] if row.tactic else row.kernel,
         "×".join(map(str, row.grid)) or "PyTorch",
         row.output,
         show.size(row.bytes),
         f"{row.flops / 1e9:.3f}" if row.flops else "",
         "" if row.microseconds is None else f"{row.microseconds:.2f}",
         "" if row.share is None else f"{100 * row.share:.0f} %",
-        row.origin,
+        row.origin.partition(" at ")[2].partition("  ")[0] or row.origin,
     ]
+
+
+def short(op: str) -> str:
+    """ "Fused[gemm](Linear, Unary[relu])" as "Linear, relu": without attributes, which --json has."""
+    inside = re.sub(r"^Fused\[\w+\]\((.*)\)$", r"\1", op)
+    while (without := re.sub(r"\([^()]*\)", "", inside)) != inside:
+        inside = without
+    return re.sub(r"\b(?:Unary|Binary|Compare|Reduce)\[(\w+)\]", r"\1", inside)
 
 
 def totals(profile: Profile) -> str:
