@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from torchsmith.ir.dim import Dim, Shape, bind, product, same, simplify
+from torchsmith.ir.dim import Dim, Shape, bind, product, same, simplify, total
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.types import TensorType
 
@@ -88,10 +88,18 @@ def dense_like(type: TensorType, order: Sequence[int]) -> Shape:
 
 
 def place(graph: Graph) -> dict[Value, View]:
-    """Every value's view: inputs and constants contiguous, views of views where strides can say so, the rest by `dense_rule`."""
+    """Every value's view: inputs and constants contiguous, views of views where strides can say so, the rest by `dense_rule`.
+
+    What is concatenated is written into the concatenation's memory at once, where its kernel can.
+    """
+    return _place(graph, in_place(graph, _place(graph, {})))
+
+
+def _place(graph: Graph, given: Placed) -> dict[Value, View]:
     placed: dict[Value, View] = {v: View(v, contiguous(v.type.shape)) for v in (*graph.inputs, *graph.constants)}
     for node in graph.nodes:
         place_node(node, placed)
+        placed.update({v: given[v] for v in node.outputs if v in given})
     return placed
 
 
@@ -108,7 +116,69 @@ def place_node(node: Node, placed: dict[Value, View]) -> None:
 
 def is_view(node: Node, placed: Placed) -> bool:
     """Whether the node's output is where its input is, so that nothing needs to run."""
+    if type(node.op).__name__ == "Concat":
+        return all(part_is_placed(node, index, placed) for index in range(len(node.inputs)))
     return type(node.op).__name__ in VIEWS and placed[node.outputs[0]].root is placed[node.inputs[0]].root
+
+
+# ---- concatenation --------------------------------------------------------------------------------------------------------
+
+# Fused nodes, and ops alone, whose kernels write through whatever strides the output has.
+STRIDED_KINDS = frozenset({"gemm", "convolution", "depthwise", "pool", "pointwise"})
+STRIDED_OPS = frozenset({"Convolution", "Linear", "MatMul", "MaxPool", "AvgPool", "AdaptiveAvgPool", "Resize", "Pad", "Tile"})
+_ALIGNED_BYTES = 16  # a kernel stores whole vectors only at multiples of its vector
+
+
+def in_place(graph: Graph, placed: Placed) -> dict[Value, View]:
+    """Views of values in the concatenations that they are parts of, and of those. placed: where everything would be without."""
+    producers = {v: n for n in graph.nodes for v in n.outputs}
+    outputs, found = set(graph.outputs), dict[Value, View]()
+    for node in reversed(graph.nodes):  # the concatenation that another one is part of comes after it
+        if type(node.op).__name__ != "Concat":
+            continue
+        (whole,) = node.outputs
+        orders = {memory_order(v.type.shape, placed[v].strides) for v in node.inputs if v in producers}
+        strides = found[whole].strides if whole in found else dense_like(whole.type, min(orders)) if len(orders) == 1 else None
+        if strides is None:
+            continue
+        view = found.get(whole, View(whole, strides))
+        parts: dict[Value, View] = {}
+        for index, part in enumerate(node.inputs):
+            slot = part_view(node, index, view)
+            producer = producers.get(part)
+            free = producer is not None and part not in outputs and part not in found and node.inputs.count(part) == 1
+            if free and producer is not None and _writes_strided(producer) and _is_aligned(slot, part):
+                parts[part] = slot
+        if len(node.inputs) - len(parts) <= 1 and parts:  # one copy at most is left to run
+            found.update({whole: view, **parts})
+    return found
+
+
+def part_view(node: Node, index: int, whole: View) -> View:
+    """Where one input of a concatenation is in its output."""
+    dim: int = node.op.dim  # type: ignore[attr-defined]
+    start = total([v.type.shape[dim] for v in node.inputs[:index]])
+    return View(whole.root, whole.strides, simplify(whole.offset + start * whole.strides[dim]))
+
+
+def part_is_placed(node: Node, index: int, placed: Placed) -> bool:
+    """Whether one input of a concatenation is written where its output has it."""
+    slot, view = part_view(node, index, placed[node.outputs[0]]), placed[node.inputs[index]]
+    return view.root is slot.root and same(view.offset, slot.offset) and all(map(same, view.strides, slot.strides))
+
+
+def _writes_strided(node: Node) -> bool:
+    kind, name = getattr(node.op, "kind", None), type(node.op).__name__
+    return len(node.outputs) == 1 and (kind in STRIDED_KINDS or name in STRIDED_OPS or name == "Concat")
+
+
+def _is_aligned(view: View, value: Value) -> bool:
+    unit = _ALIGNED_BYTES // value.type.dtype.itemsize
+    wide = [s for n, s in zip(value.type.shape, view.strides, strict=True) if not same(n, 1) and not same(s, 1)]
+    return all(divisible(s, unit) for s in (view.offset, *wide))
+
+
+# ---- layouts --------------------------------------------------------------------------------------------------------------
 
 
 def dense_rule(node: Node, value: Value, placed: Placed) -> Shape:

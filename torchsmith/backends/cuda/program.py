@@ -43,7 +43,7 @@ class HookWriter:
     """Writes one hook.
 
     coordinates: which index counts which dimensions of the hook's space; see `Space`. operands, sizes: what the kernel's
-    parameters e0.. and z0.. are to be.
+    parameters e0.. and z0.. are to be. sources: for values that are only read, what to read in their place.
     """
 
     placed: Placed
@@ -52,6 +52,7 @@ class HookWriter:
     sizes: list[Dim] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     names: dict[Value, str] = field(default_factory=dict)
+    sources: dict[Value, Value] = field(default_factory=dict)
 
     def operand(self, value: Value) -> str:
         if value not in self.operands:

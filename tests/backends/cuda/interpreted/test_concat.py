@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.backends.cuda.simulated import check
+from torchsmith.backends.cuda.tactics import concat, pointwise
+from torchsmith.backends.cuda.tactics.pointwise import PointwiseConfig
 
 
 class Tokens(nn.Module):
@@ -24,7 +28,7 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_tokens(dtype: torch.dtype) -> None:
     found = check(Tokens(), torch.randn(2, 25, 8), dtype=dtype)
-    assert found.kernels[-1] == "pointwise" and len(found.kernels) == 2
+    assert found.kernels[-2:] == ["gemm", "pointwise"]  # before them the input's cast
 
 
 class Parts(nn.Module):
@@ -42,3 +46,71 @@ def test_inputs_are_copied_in_one_kernel(dim: int) -> None:
     shapes[1][dim] = 1
     found = check(Parts(dim), *(torch.randn(s) for s in shapes))
     assert found.kernels.count("pointwise") == len(found.kernels)
+
+
+class Branches(nn.Module):
+    """Convolutions side by side, joined, and a part that others read too."""
+
+    def __init__(self, *channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(8, channels[0], 1)
+        self.branches = nn.ModuleList(nn.Conv2d(channels[0], c, 1) for c in channels[1:])
+        self.last = nn.Conv2d(sum(channels), 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y: Tensor = self.last(torch.cat([x, *(b(x) for b in self.branches)], 1))
+        return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_parts_are_written_in_place(dtype: torch.dtype) -> None:
+    found = check(Branches(16, 8, 24), torch.randn(2, 8, 5, 7), dtype=dtype)
+    assert found.kernels.count("gemm") == 4 and len([k for k in found.kernels if k != "gemm"]) <= 2, found.kernels
+
+
+def test_parts_that_do_not_line_up_are_copied() -> None:
+    found = check(Branches(6, 5), torch.randn(2, 8, 5, 7))
+    assert found.kernels.count("pointwise") == 2 + (found.kernels[-1] == "pointwise"), found.kernels
+
+
+class Nested(nn.Module):
+    """One concatenation in another, and one part of it given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(8, c, 1) for c in (16, 8, 8))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        inner = torch.cat([self.first(x), self.second(x)], 1)
+        outer = torch.cat([self.third(x), y, inner], 1)
+        return outer.mean((2, 3)), outer * 2.0
+
+
+def test_a_part_that_is_given_is_copied() -> None:
+    check(Nested(), torch.randn(2, 8, 5, 7), torch.randn(2, 8, 5, 7))
+
+
+def test_many_parts() -> None:
+    x = torch.randn(2, 20, 4)
+    check(Apply(lambda x: torch.cat([x[:, i : i + 2] for i in range(0, 20, 2)][::-1], 1)), x)
+
+
+class Apply(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("config", [PointwiseConfig(0, 64, 1), PointwiseConfig(16, 32, 4), PointwiseConfig(64, 8, 2)])
+def test_configurations(config: PointwiseConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of copies that change the layout, in tiles or not."""
+    monkeypatch.setattr(concat, "configs_of", lambda loop, itemsize: [config])
+    monkeypatch.setattr(pointwise, "configs_of", lambda loop, itemsize: [config if loop.rows or not config.block_r else FLAT])
+    check(Nested(), torch.randn(2, 8, 5, 7), torch.randn(2, 8, 5, 7))
+
+
+FLAT = PointwiseConfig(0, 256, 4)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torchsmith.backends.cuda.fuse.fused import wrap
 from torchsmith.backends.cuda.program import OPERANDS, is_pointwise
-from torchsmith.backends.cuda.reads import is_read
+from torchsmith.backends.cuda.reads import casts_of_parts, is_read
 from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Graph, Node, Value
 
@@ -29,6 +29,7 @@ def pointwise(graph: Graph) -> Graph:
             if before is None:
                 break
             members.add(before)
+        members.update(_casts(members, producers, users, owned, outputs))
         owned.update(members)
         clusters.append(("pointwise", list(members)))
     return wrap(graph, clusters)
@@ -61,6 +62,19 @@ def _next(
         ):
             return before
     return None
+
+
+def _casts(
+    members: set[Node],
+    producers: dict[Value, Node],
+    users: dict[Value, list[Node]],
+    owned: set[Node],
+    outputs: set[Value],
+) -> list[Node]:
+    """Casts of what the members concatenate."""
+    parts = [v for n in members if type(n.op).__name__ == "Concat" for v in n.inputs]
+    before = {producers[v] for v in parts if v in producers and v not in outputs and all(u in members for u in users[v])}
+    return [n for n in casts_of_parts({*members, *before}) if n in before and n not in owned]
 
 
 def _same_shape(a: Node, b: Node) -> bool:

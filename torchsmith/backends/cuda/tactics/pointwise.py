@@ -11,7 +11,7 @@ from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.kernels.pointwise import pointwise, tiled
 from torchsmith.backends.cuda.layout import View, memory_order
 from torchsmith.backends.cuda.program import READS, HookWriter, Space
-from torchsmith.backends.cuda.reads import read
+from torchsmith.backends.cuda.reads import casts_of_parts, read
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, Shape, floordiv, product, same
 from torchsmith.ir.graph import Node, Value
@@ -107,7 +107,11 @@ def loop_of(node: Node, views: Mapping[Value, View]) -> Loop:
         raise Unsupported("the outputs have several shapes")
     inside = {v for n in nodes_of(node) for v in n.outputs}
     operands = {v for n in nodes_of(node) for v in n.inputs if v not in inside}
-    return loop_over(first.type.shape, views[first].strides, [(v.type.shape, views[v].strides) for v in operands])
+    loop = loop_over(first.type.shape, views[first].strides, [(v.type.shape, views[v].strides) for v in operands])
+    if not loop.rows and any(type(n.op).__name__ == "Resize" for n in nodes_of(node)) and len(loop.order) > 1:
+        # positions are computed for rows alone, and the channels beside each other are loaded together
+        return Loop(loop.shape, loop.order, loop.order[:-1], loop.order[-1:])
+    return loop
 
 
 def loop_over(shape: Shape, strides: Shape, operands: Sequence[tuple[Shape, Shape]]) -> Loop:
@@ -162,7 +166,11 @@ def emit_loop(
         space = Space(loop.shape, tuple(indices), (("outer", ""), ("rows", "row_mask"), ("cols", "col_mask")))
     else:
         parameters, space = ("index", "mask"), Space(loop.shape, (("index", loop.order),))
+    casts = casts_of_parts(nodes)
+    writer.sources.update({n.outputs[0]: n.inputs[0] for n in casts})
     for node in nodes:
+        if node in casts:
+            continue
         if type(node.op).__name__ in READS:
             read(writer, node, space, "mask")
         else:
