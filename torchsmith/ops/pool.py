@@ -40,6 +40,8 @@ class MaxPool(Op):
         return _pooled(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
     def reference(self, x: Tensor) -> Tensor:
+        if x.is_cuda and not x.dtype.is_floating_point:
+            return _integer_pool(x, self)[0]
         return MAX[len(self.kernel)](x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
 
 
@@ -60,9 +62,19 @@ class MaxPoolIndices(Op):
         return _pooled(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode).with_dtype(torch.int64)
 
     def reference(self, x: Tensor) -> Tensor:
+        if x.is_cuda and not x.dtype.is_floating_point:
+            return _integer_pool(x, self)[1]
         pool = MAX_WITH_INDICES[len(self.kernel)]
         found: Tensor = pool(x, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)[1]
         return found
+
+
+def _integer_pool(x: Tensor, op: MaxPool | MaxPoolIndices) -> tuple[Tensor, Tensor]:
+    """Values and places in float64, as PyTorch has no such kernel of integers on GPUs; the values are exact by their places."""
+    pool = MAX_WITH_INDICES[len(op.kernel)]
+    _, places = pool(x.double(), op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
+    values = x.flatten(2).gather(2, places.flatten(2)).reshape(places.shape)
+    return values, places
 
 
 @dataclass(frozen=True)

@@ -22,4 +22,5 @@ class Size(Op):
         return TensorType((), torch.int64)
 
     def reference(self) -> Tensor:
-        return torch.tensor(self.size, dtype=torch.int64)
+        # filled where it is: a number copied from the host could not be recorded in a CUDA graph
+        return torch.full((), int(self.size), dtype=torch.int64)
