@@ -71,7 +71,7 @@ def test_lines_and_a_file_after_every_case(tmp_path: Path, capfd: pytest.Capture
     *rows, last = map(json.loads, capfd.readouterr().out.splitlines())
     assert [(row["batch"], row["side"]) for row in rows] == [(1, "eager"), (1, "torchsmith"), (3, "eager"), (3, "torchsmith")]
     assert all(row["stream_ms"] > 0 and row["wall_ms"] > 0 for row in rows) and last["machine"]["packages"]["torch"]
-    (file,) = (tmp_path / "new").iterdir()
+    (file,) = (tmp_path / "new").glob("*.json")
     assert len(files.read(file).rows) == 4
 
 

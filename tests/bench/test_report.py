@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torchsmith.bench import check_ending, merge, read, table, write
+from torchsmith.bench import check_ending, gpu_report, merge, read, table, write
 from torchsmith.bench.machine import Machine, this_machine
 from torchsmith.bench.measure import Stats
 from torchsmith.bench.report import Report, Row, busy, from_json, markdown, to_json
@@ -150,3 +150,35 @@ def test_this_machine_says_what_matters_and_no_names() -> None:
 
     text = json.dumps(dataclasses.asdict(machine))
     assert platform.node() not in text and f"/{getpass.getuser()}/" not in text
+
+
+def on_a_gpu() -> Report:
+    def row(side: str, precision: str, ms: float) -> Row:
+        return dataclasses.replace(timed("net", 1, precision, side, ms * 2), stream=Stats(ms, ms, ms, 9))
+
+    rows = [row("eager", "f32", 4.0), row("inductor", "f16", 0.5), row("torchsmith", "f16", 0.125)]
+    slow = Row("net", 32, "f16", "inductor", why="it was not done after 150 s")
+    wrong = Row("net", 32, "f16", "torchsmith", why="wrong: relative error 5.0e-01, allowed 1.0e-02", error=0.5, tolerance=0.01)
+    return Report(dataclasses.replace(MACHINE, gpu="A GPU"), REPORT.date, "torchsmith bench net", (*rows, slow, wrong))
+
+
+def test_a_gpus_table_has_both_times_and_the_best_peer(tmp_path: Path) -> None:
+    report = on_a_gpu()
+    write(report, tmp_path / "gpu.md")
+    lines = (tmp_path / "gpu.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "| model | batch | eager f32 | inductor f16 | **torchsmith f16** | **× best peer** | × eager f32 |"
+    assert lines[2] == "| net | 1 | 4.00 / 8.00 | 0.500 / 1.00 | **0.125 / 0.250** | **4.00** | 32.00 |"
+    assert lines[3] == "| net | 32 | — | — | **wrong** | **—** | — |"
+    assert from_json(to_json(report)) == report and report.rows[2].items_per_second == pytest.approx(8000)
+    write(report, tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").read_bytes().startswith(PNG)
+
+
+def test_a_gpus_table_for_the_terminal_says_why() -> None:
+    from rich.console import Console
+
+    console = Console(width=140, file=io.StringIO())
+    console.print(gpu_report.table(on_a_gpu()))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.125 / 0.250" in text and "inductor f16: it was not done after 150 s" in text and "A GPU" in text
+    assert "net, batch 1: error 1.5e-07 of 1.0e-04 allowed" in text

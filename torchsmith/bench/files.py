@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torchsmith.bench import gpu_report
 from torchsmith.bench.plot import plot
 from torchsmith.bench.report import Report, from_json, markdown, to_json
 from torchsmith.errors import InvalidOption
@@ -17,7 +18,8 @@ def write(report: Report, path: str | Path) -> None:
     if path.suffix == ".json":
         path.write_text(to_json(report), encoding="utf-8")
     elif path.suffix == ".md":
-        path.write_text(markdown(report), encoding="utf-8")
+        made = gpu_report.markdown(report) if report.machine.gpu else markdown(report)
+        path.write_text(made, encoding="utf-8")
     else:
         plot(report, path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import json
 import random
 import sys
@@ -252,6 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TorchsmithError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    if given.out is not None and importlib.util.find_spec("matplotlib"):
+        for ending in (".md", ".png"):
+            write(report, file_in(given.out, report).with_suffix(ending))
     print(json.dumps({"machine": dataclasses.asdict(report.machine), "date": report.date}), flush=True)
     for sentence in failures(report):
         say(sentence)

@@ -16,7 +16,9 @@ GROUPS_A_LINE = 4  # more would be too small to read
 COLOURS = {
     "eager": "#c3c9d1",
     "torchscript": "#a3b8d0",
+    "cudagraph": "#8fb39a",
     "inductor": "#e0b070",
+    "max-autotune": "#b98a4a",
     "onnxruntime": "#8fb39a",
     "openvino": "#6d86b3",
     SUBJECT: "#d0402b",
@@ -57,7 +59,8 @@ def _precisions(report: Report) -> list[str]:
 
 def _footer(report: Report) -> str:
     warning = f"; {reason}" if (reason := busy(report)) else ""
-    return f"{report.machine.cpu}, {report.machine.threads} threads, {report.date[:10]}{warning}"
+    where = report.machine.gpu or f"{report.machine.cpu}, {report.machine.threads} threads"
+    return f"{where}, {report.date[:10]}{warning}"
 
 
 def _legend(axes: Sequence[Any]) -> tuple[list[Any], list[str]]:

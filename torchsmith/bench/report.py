@@ -212,9 +212,9 @@ def _cells(report: Report, row: Row) -> list[str]:
     assert row.stats is not None and row.error is not None, row
     return [
         f"{row.error:.1e}",
-        _short(row.stats.median_ms),
-        f"{_short(row.stats.p10_ms)}–{_short(row.stats.p90_ms)}",
-        _short(row.items_per_second or 0.0),
+        short(row.stats.median_ms),
+        f"{short(row.stats.p10_ms)}–{short(row.stats.p90_ms)}",
+        short(row.items_per_second or 0.0),
         times(report.speedup(row)),
         times(report.speedup(row, precision="f32")),
         "—" if row.build_s is None else f"{row.build_s:.1f}",
@@ -222,7 +222,7 @@ def _cells(report: Report, row: Row) -> list[str]:
     ]
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Three digits, or all that stand before the point."""
     return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
 
@@ -252,4 +252,4 @@ def markdown(report: Report) -> str:
 def _markdown_time(row: Row | None) -> str:
     if row is None or row.stats is None:
         return "wrong" if row is not None and row.error is not None else "—"
-    return _short(row.stats.median_ms)
+    return short(row.stats.median_ms)

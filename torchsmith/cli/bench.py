@@ -62,7 +62,7 @@ def bench(
       torchsmith bench resnet50 vit_small_patch16_224 --batch 1 --peers eager,openvino -o resnet50.png
       torchsmith bench resnet50 bert_base --device cuda
     """
-    from torchsmith.bench import check_ending, table, write
+    from torchsmith.bench import check_ending, gpu_report, table, write
     from torchsmith.bench.report import to_json
 
     files = [check_ending(path) for path in output or ()]
@@ -82,7 +82,7 @@ def bench(
     if json:
         print(to_json(report), end="")
     else:
-        show.stdout().print(table(report))
+        show.stdout().print(gpu_report.table(report) if report.machine.gpu else table(report))
     for path in files:
         write(report, path)
 
