@@ -40,7 +40,7 @@ def placed(graph: Graph) -> tuple[dict[Value, View], Packed]:
 
 @dataclass
 class FakeTimer:
-    """seconds: by candidate. wrong: tactics whose results are not right."""
+    """cost: microseconds of a candidate, or why it cannot run. accuracy: what the gate finds."""
 
     cost: Callable[[Candidate], float | str] = lambda candidate: 1.0
     accuracy: Callable[[Candidate], Accuracy | str] = lambda candidate: Accuracy(1e-4, None)

@@ -36,7 +36,7 @@ def test_strides_alignment_and_constants_matter() -> None:
     graph = fuse(layers(1))
     views, packed = placed(graph)
     (node,) = graph.nodes
-    x, weight = node.inputs
+    x, _ = node.inputs
     texts = {
         "as it is": signature(node, views, packed.tensors.get, {}),
         "strides": signature(node, {**views, x: View(x, (64, 1))}, packed.tensors.get, {}),

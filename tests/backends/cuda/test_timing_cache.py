@@ -44,9 +44,7 @@ def test_the_last_measurement_counts(tmp_path: Path) -> None:
     assert opened(tmp_path / "t").get("a", None) == Timing(2.0)
 
 
-def test_other_chips_and_versions_count_only_where_nothing_can_be_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_chips_and_versions_count_only_where_nothing_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path / "t").put("a", None, Timing(3.0))
     for other in (Target("cuda", "sm_90"), Target("cuda", "sm_90", (), "NVIDIA H200")):
         assert opened(tmp_path / "t", other).get("a", None) is None

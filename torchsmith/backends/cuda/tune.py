@@ -97,7 +97,7 @@ def distinct(choices: Sequence[Choice]) -> list[Choice]:
     return [replace(kept[0], at={})] if len(kept) == 1 else kept
 
 
-# ---- problems and what is known of them -----------------------------------------------------------------------------------------
+# ---- problems and what is known of them -------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -226,7 +226,7 @@ def total(chosen: Sequence[Chosen]) -> float | None:
     return sum(t for t in times if t is not None) if None not in times else None
 
 
-# ---- finding out --------------------------------------------------------------------------------------------------------------
+# ---- finding out -------------------------------------------------------------
 
 
 class Judge(Protocol):
