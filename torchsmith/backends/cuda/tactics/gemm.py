@@ -15,6 +15,7 @@ from torchsmith.backends.cuda.tactics.gemm_problem import Problem, epilogue_of, 
 from torchsmith.ir.dim import Dim, floordiv
 
 SUM_BLOCK_M, SUM_BLOCK_N = 8, 64
+MANY_ROWS, FEW_ROWS = 1 << 14, 256  # what an unknown number is taken for
 
 
 class GemmTemplate:
@@ -27,8 +28,11 @@ class GemmTemplate:
         writer = HookWriter(e.views, e.constant)
         epilogue_of(e, p, writer, 16, 16)  # whether the hooks can be written
         prologue_of(e, p, writer, 16, 16)
-        m, batch = size_of(p.m), size_of(p.batch, 8)
-        return gemm_configs(m, p.n, p.k, batch, p.a.type.dtype.itemsize, p.constant, bool(p.parts.before))
+        item_bytes, gated = p.a.type.dtype.itemsize, bool(p.parts.before)
+        if isinstance(p.m, int):
+            return gemm_configs(p.m, p.n, p.k, size_of(p.batch, 8), item_bytes, p.constant, gated)
+        many, few = (gemm_configs(m, p.n, p.k, size_of(p.batch, 8), item_bytes, False, gated) for m in (MANY_ROWS, FEW_ROWS))
+        return list(dict.fromkeys(c for pair in zip(many, few, strict=False) for c in pair))[:12]
 
     def emit(self, e: Emission, config: GemmConfig) -> None:
         p = problem_of(e)
@@ -129,7 +133,7 @@ def even(size: Dim, block: int) -> bool:
     return isinstance(size, int) and size % block == 0
 
 
-def size_of(size: Dim, otherwise: int = 1 << 14) -> int:
+def size_of(size: Dim, otherwise: int) -> int:
     """A number to guess with."""
     return size if isinstance(size, int) else otherwise
 

@@ -10,6 +10,7 @@ import torch
 from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
+from torchsmith.backends.cuda.tactics.convolution import most_elements
 from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, Shape, product, same, simplify
@@ -73,9 +74,8 @@ def problem_of(e: Emission, parts: Parts | None = None) -> Problem:
         raise Unsupported(f"a product of {x.type.dtype}")
     made = {"MatMul": _matmul, "Linear": _linear}.get(type(parts.main.op).__name__, _convolution)(e, parts)
     for value in (made.a, made.b, made.output):
-        numel = value.type.numel
-        if isinstance(numel, int) and numel >= 1 << 31:
-            raise Unsupported(f"{value} has more elements than 32-bit offsets reach")
+        if (most := most_elements(e, value)) > 2**31 - 1:
+            raise Unsupported(f"{value} may have {most} elements; offsets are 32-bit numbers")
     if isinstance(made.batch, int) and made.batch > 65535:
         raise Unsupported(f"a batch of {made.batch} products; one launch takes 65535")
     return made

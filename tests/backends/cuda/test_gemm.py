@@ -1,0 +1,90 @@
+"""GEMM kernels compile for every architecture, with wide loads and tensor cores, and without spilling; refusals."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torchsmith
+from tests.backends.cuda.simulated import graph_of
+from torchsmith.backends.cuda import tactics
+from torchsmith.backends.cuda.cubins import Cubin, compile_kernel
+from torchsmith.backends.cuda.emission import Emission, Packed
+from torchsmith.backends.cuda.fuse import fuse
+from torchsmith.backends.cuda.layout import place
+from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
+from torchsmith.errors import Unsupported
+
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="one process cannot interpret and compile")
+
+
+class Residual(nn.Module):
+    def __init__(self, k: int, n: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(k, n)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        z: Tensor = self.linear(x) + y
+        return z
+
+
+class PreNorm(nn.Module):
+    def __init__(self, k: int, n: int) -> None:
+        super().__init__()
+        self.enter, self.norm, self.linear = nn.Linear(k, k), nn.LayerNorm(k), nn.Linear(k, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.linear(self.norm(self.enter(x))))
+
+
+def launches(module: nn.Module, inputs: list[Any], kind: str, template: str, config: GemmConfig | None = None) -> list[Launch]:
+    """The steps of the last node of that kind. config: None for the best guess."""
+    graph = fuse(graph_of(module, inputs))
+    node = [n for n in graph.nodes if getattr(n.op, "kind", "") == kind][-1]
+    e = Emission(node, place(graph), Packed(graph.constants))
+    chosen = tactics.template(template)
+    chosen.emit(e, config or chosen.configs(e)[0])
+    return [s for s in e.steps if isinstance(s, Launch)]
+
+
+@interpreted
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_compiles(arch: int) -> None:
+    rows = [torch.zeros(197, 1024), torch.zeros(197, 256)]
+    steps = launches(Residual(1024, 256), rows, "gemm", "gemm", GemmConfig(64, 64, 64, 4, 3, split_k=4, ahead=True))
+    steps += launches(PreNorm(256, 512), [torch.zeros(197, 256)], "norm_gemm", "gemm_norm", GemmConfig(64, 64, 64, 4, 3))
+    assert [s.kernel.function for s in steps] == ["gemm", "gemm_sum", "gemm_norm"]
+    assert all(isinstance(compile_kernel(s.kernel, arch), Cubin) for s in steps)
+
+
+@interpreted
+def test_wide_tiles_and_many_tiles_a_block_fit() -> None:
+    big = [torch.zeros(4096, 768), torch.zeros(4096, 768)]
+    for config in (GemmConfig(128, 256, 64, 8, 3), GemmConfig(128, 256, 64, 8, 3, programs=132)):
+        (step,) = launches(Residual(768, 768), big, "gemm", "gemm", config)
+        made = compile_kernel(step.kernel, 90)
+        assert isinstance(made, Cubin), made
+
+
+@interpreted
+def test_compiles_for_dynamic_sizes() -> None:
+    sizes = torchsmith.Input(min_shape=(1, 768), opt_shape=(128, 768), max_shape=(4096, 768))
+    (step,) = launches(nn.Linear(768, 768), [sizes], "gemm", "gemm", GemmConfig(64, 64, 64, 4, 3))
+    assert isinstance(compile_kernel(step.kernel, 90), Cubin)
+
+
+def test_a_norm_of_many_rows_is_refused() -> None:
+    with pytest.raises(Unsupported, match="up to 2048 are normalised as they are multiplied"):
+        launches(PreNorm(64, 64), [torch.zeros(4096, 64)], "norm_gemm", "gemm_norm")
+
+
+def test_too_many_elements_are_refused() -> None:
+    sizes = torchsmith.Input(min_shape=(1, 64), opt_shape=(128, 64), max_shape=(1 << 26, 64))
+    with pytest.raises(Unsupported, match="offsets are 32-bit"):
+        launches(nn.Linear(64, 64), [sizes], "gemm", "gemm")
