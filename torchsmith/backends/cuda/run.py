@@ -43,6 +43,12 @@ class CudaRunner:
         self._only: Instance | None = None
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        try:
+            return self._call(inputs)
+        except torch.OutOfMemoryError as error:  # of an output; a `with` would cost every call
+            raise out_of_memory("a call's outputs") from error
+
+    def _call(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         if self._only is not None:
             return self._only(inputs)
         key = tuple(inputs[i].shape[axis] for i, axis in self._symbols.values())
@@ -56,7 +62,8 @@ class CudaRunner:
         env = dict(zip(self._symbols, key, strict=True))
         with self._lock:
             if key not in self._instances:
-                self._instances[key] = Instance(self, env)
+                with torch.inference_mode(False):  # its memory is written to by calls in any mode
+                    self._instances[key] = Instance(self, env)
                 while len(self._instances) > SHAPES_KEPT:
                     self._instances.popitem(last=False)
                 if not self._symbols:
@@ -101,12 +108,14 @@ class Instance:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         stream = torch.cuda.current_stream(self.runner.device)
         with self._lock:
+            if torch.cuda.is_current_stream_capturing():  # which may wait for nothing outside the user's graph
+                return self._first(stream, inputs)
             if self._stream is None or self._stream.cuda_stream != stream.cuda_stream:
                 if self._stream is not None:
                     stream.wait_stream(self._stream)  # the memory is shared with the call before
                 self._stream = stream
             graph = self._graph
-            if graph is None or torch.cuda.is_current_stream_capturing():
+            if graph is None:
                 return self._first(stream, inputs)
             changed: set[int] = set()
             for own, given, edge in zip(self.inputs, inputs, self._edges_in, strict=True):
@@ -160,7 +169,7 @@ class Instance:
                 ]
                 functions[step.kernel].launch([sizes.evaluate(g, self.env) for g in step.grid], arguments, stream.cuda_stream)
             else:
-                with torch.no_grad(), torch.device(self.runner.device):
+                with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.device(self.runner.device):
                     given = step.op.bound(self.env).reference(*(memory.tensor(n) for n in step.inputs))
                 memory.adopt(step, given if isinstance(given, tuple) else (given,))
             memory.release(index)
@@ -351,8 +360,12 @@ class memory_errors:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, torch.OutOfMemoryError):
-            free, total = torch.cuda.mem_get_info()
-            raise OutOfDeviceMemory(
-                f"the GPU has no memory for {self.what}: {free >> 20} of {total >> 20} MiB are free; "
-                "use a smaller batch, or free other tensors, and call again"
-            ) from error
+            raise out_of_memory(self.what) from error
+
+
+def out_of_memory(what: str) -> OutOfDeviceMemory:
+    free, total = torch.cuda.mem_get_info()
+    return OutOfDeviceMemory(
+        f"the GPU has no memory for {what}: {free >> 20} of {total >> 20} MiB are free; "
+        "use a smaller batch, or free other tensors, and call again"
+    )
