@@ -39,7 +39,8 @@ class Residual(nn.Module):
         self.scale = nn.Parameter(torch.rand(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x) * self.scale + x)
+        y: Tensor = self.second(self.first(x) * self.scale + x)
+        return y
 
 
 def ours(found: Simulated) -> list[str]:
@@ -48,7 +49,7 @@ def ours(found: Simulated) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kernel, stride, size", [(3, 2, (7, 6)), (5, 1, (6, 5)), (7, 2, (5, 5))])
+@pytest.mark.parametrize("kernel, stride, size", [(3, 2, (7, 6)), (5, 1, (3, 5)), (7, 2, (5, 4))])
 def test_kernels_and_strides(kernel: int, stride: int, size: tuple[int, int], dtype: torch.dtype) -> None:
     found = check(Net(13, kernel, stride=stride), torch.randn(2, 13, *size), dtype=dtype)
     assert ours(found) == ["depthwise"]
@@ -65,11 +66,11 @@ def test_kernels_and_strides(kernel: int, stride: int, size: tuple[int, int], dt
 )
 def test_dilation_and_padding(options: dict[str, object]) -> None:
     given = {"channels": 24, **options}
-    assert ours(check(Net(**given), torch.randn(1, 24, 10, 9))) == ["depthwise"]  # type: ignore[arg-type]
+    assert ours(check(Net(**given), torch.randn(1, 24, 6, 7))) == ["depthwise"]  # type: ignore[arg-type]
 
 
 def test_residual_and_scale() -> None:
-    assert ours(check(Residual(20), torch.randn(2, 20, 6, 7))) == ["depthwise", "depthwise"]
+    assert ours(check(Residual(9), torch.randn(1, 9, 4, 5))) == ["depthwise", "depthwise"]
 
 
 def test_one_dimension() -> None:
@@ -80,7 +81,7 @@ def test_one_dimension() -> None:
 def test_dynamic_sizes() -> None:
     graph = graph_of(Net(16), [Input((Dim("n", max=8), 16, Dim("h", max=64), Dim("w", max=64)))])
     (emitted,), views, packed = build.emit(graph, SM_90, BuildConfig())
-    for n, h, w in ((1, 5, 9), (3, 12, 4)):
+    for n, h, w in ((1, 5, 9), (2, 7, 4)):
         x = torch.randn(n, 16, h, w)
         env = dict(zip((str(s) for s in graph.inputs[0].type.shape if not isinstance(s, int)), (n, h, w), strict=True))
         (y,) = simulate(emitted.steps, {graph.inputs[0]: x}, graph.outputs, packed.tensors, views, env)
@@ -95,8 +96,8 @@ def test_dynamic_sizes() -> None:
     (DepthwiseConfig(16, 3, 2, 1, 4, 1, True), 2),
 ])  # fmt: skip
 def test_configurations(config: DepthwiseConfig, stride: int) -> None:
-    x = torch.randn(2, 20, 5, 7)
-    graph = fuse(graph_of(Net(20, 5, stride=stride), [x], torch.float32))
+    x = torch.randn(2, 12, 5, 7)
+    graph = fuse(graph_of(Net(12, 5, stride=stride), [x], torch.float32))
     views, packed = place(graph), Packed(graph.constants)
     (node,) = graph.nodes
     e = Emission(node, views, packed)

@@ -40,7 +40,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.hardswish(self.conv(x))
-        return self.project(y * self.gate(y))
+        projected: Tensor = self.project(y * self.gate(y))
+        return projected
 
 
 def ours(found: Simulated) -> list[str]:
@@ -113,7 +114,7 @@ def test_configurations_with_the_convolution(config: depthwise_gate.DepthwiseGat
     found = simulate(e.steps, {graph.inputs[0]: x}, graph.outputs, packed.tensors, e.views, {})
     conv, first, second = module.conv, module.gate.reduce, module.gate.expand
     y, sums = depthwise_twin(x, conv.weight, conv.bias, F.hardswish, (1, 1), ((1, 1), (1, 1)), (1, 1), first.weight.flatten(1))
-    assert sums is not None
+    assert sums is not None and first.bias is not None and second.bias is not None
     hidden = F.silu(sums / 35 + first.bias)
     gate = torch.sigmoid(hidden @ second.weight.flatten(1).T + second.bias)
     assert relative([found[0], found[1].flatten(1)], [y, gate]) < 1e-6

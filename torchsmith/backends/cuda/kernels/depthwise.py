@@ -4,7 +4,7 @@ Each thread holds TILE_H × TILE_W neighbouring output pixels of a few channels 
 once a row of taps, and read from L1 far less often than there are taps.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator,assignment,var-annotated"
 # ruff: noqa: RUF005 - Triton compiles no iterable unpacking
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def depthwise(
     EPILOGUE: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     BLOCK_C: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, GROUPS_H: tl.constexpr, GROUPS_W: tl.constexpr,
-    BLOCK_S: tl.constexpr, EARLY_TAPS: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_S: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of pixels of one picture, BLOCK_C channels. Grid: (pictures * tiles * blocks of channels).
 
     w: (KH * KW, C). bias: (C,) or None. squeeze: (S, C) or None: the first layer of a squeeze-and-excite; it is linear, so each
     block gives its pixels' and channels' share of it, as sums over pixels: partial is (pictures, tiles * blocks of channels, S).
-    BLOCK_S: how many of its rows are multiplied at a time. EARLY_TAPS: load all taps before waiting for the input.
+    BLOCK_S: how many of its rows are multiplied at a time. EARLY: load all taps, and the rows if they are at most
+    BLOCK_S, before waiting for the input.
     """
     channel_blocks, tiles_w = tl.cdiv(C, BLOCK_C), tl.cdiv(OW, GROUPS_W * TILE_W)
     blocks = channel_blocks * tiles_w * tl.cdiv(OH, GROUPS_H * TILE_H)  # of one picture
@@ -54,9 +55,14 @@ def depthwise(
     if bias is not None:
         start = tl.load(bias + wide, mask=channel_mask, other=0.0).to(tl.float32)
     early = ()
-    if EARLY_TAPS:
+    if EARLY:
         for t in tl.static_range(KH * KW):
             early = early + (tl.load(first_tap + t * C, mask=channel_mask, other=0.0),)
+    if squeeze is not None:
+        units = tl.arange(0, BLOCK_S)
+        factors = squeeze + units[:, None] * C + channels[None, :]
+        if EARLY and S <= BLOCK_S:
+            early_factors = tl.load(factors, mask=(units < S)[:, None] & channel_mask, other=0.0)
     acc = ()
     for _ in tl.static_range(TILE_H * TILE_W):
         acc = acc + (start,)
@@ -74,7 +80,7 @@ def depthwise(
             for h in tl.static_range(KH):
                 if i * STRIDE_H + h * DILATION_H == r:
                     for k in tl.static_range(KW):
-                        if EARLY_TAPS:
+                        if EARLY:
                             taps = taps + (early[h * KW + k].to(tl.float32),)
                         else:
                             tap = tl.load(first_tap + (h * KW + k) * C, mask=channel_mask, other=0.0)
@@ -102,11 +108,12 @@ def depthwise(
     if squeeze is not None:
         share = tl.sum(total, 0)[None, :]
         to = partial + tl.program_id(0).to(tl.int64) * S
-        for s in range(0, S, BLOCK_S):
-            units = s + tl.arange(0, BLOCK_S)
-            row_of = units[:, None] * C + channels[None, :]
-            factors = tl.load(squeeze + row_of, mask=(units < S)[:, None] & channel_mask, other=0.0).to(tl.float32)
-            tl.store(to + units, tl.sum(factors * share, 1), mask=units < S)
+        if EARLY and S <= BLOCK_S:
+            tl.store(to + units, tl.sum(early_factors.to(tl.float32) * share, 1), mask=units < S)
+        else:
+            for s in range(0, S, BLOCK_S):
+                some = tl.load(factors + s * C, mask=(s + units < S)[:, None] & channel_mask, other=0.0)
+                tl.store(to + s + units, tl.sum(some.to(tl.float32) * share, 1), mask=s + units < S)
 
 
 def twin(

@@ -4,7 +4,7 @@ The first layer is linear in the pixels: `squeeze` (and `depthwise`, which has t
 and `excite` adds them up, and makes its slice of the gate.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 from __future__ import annotations
 
 from collections.abc import Callable

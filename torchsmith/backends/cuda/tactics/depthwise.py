@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +20,16 @@ from torchsmith.ir.graph import Value
 SMS = 132  # streaming multiprocessors that guesses are made for
 USUAL_BATCH, USUAL_PIXELS = 8, 28  # what guesses take an unknown size for
 MAX_TAPS = 81  # of a kernel that is unrolled
+MAX_UNROLLED = 1024  # multiplications of a thread: more take the compiler many seconds
 MAX_ELEMENTS = 1 << 31  # offsets are 32-bit within a picture
 
 
 @dataclass(frozen=True)
 class DepthwiseConfig:
-    """A thread holds tile_h × tile_w pixels; a block groups_h × groups_w such tiles of block_c channels."""
+    """A thread holds tile_h × tile_w pixels; a block groups_h × groups_w such tiles of block_c channels.
+
+    early: whether weights are loaded while the kernel before still runs, which takes registers.
+    """
 
     block_c: int
     tile_h: int
@@ -33,7 +37,7 @@ class DepthwiseConfig:
     groups_h: int
     groups_w: int
     num_warps: int
-    early_taps: bool
+    early: bool
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,19 @@ def depthwise_of(e: Emission, parts: Parts, y: Value) -> Depthwise:
         raise Unsupported(f"a depthwise convolution with {padded[0]}×{padded[1]} taps; it takes up to {MAX_TAPS}")
     if any(isinstance(n, int) and n >= MAX_ELEMENTS for n in (x.type.numel, y.type.numel)):
         raise Unsupported(f"a depthwise convolution of {x.type}; it takes fewer than {MAX_ELEMENTS} elements")
-    flat = x.type.rank == 3
-    both = lambda sizes, missing: (missing, *sizes) if flat else tuple(sizes)  # noqa: E731
-    four = lambda sizes, missing: (*sizes[:2], missing, *sizes[2:]) if flat else tuple(sizes)  # noqa: E731
     return Depthwise(
         parts, x, y,
         e.packed(w, "taps", lambda t: t.flatten(1).T), bias,
-        four(x.type.shape, 1), four(y.type.shape, 1), four(e.view(x).strides, 0), four(e.view(y).strides, 0),
-        (int(padded[0]), int(padded[1])), both(op.stride, 1), both(op.dilation, 1), both([before for before, _ in op.padding], 0),
+        _with_rows(x.type.shape, 1, 4), _with_rows(y.type.shape, 1, 4),
+        _with_rows(e.view(x).strides, 0, 4), _with_rows(e.view(y).strides, 0, 4),
+        (int(padded[0]), int(padded[1])),
+        _with_rows(op.stride, 1, 2), _with_rows(op.dilation, 1, 2), _with_rows([p[0] for p in op.padding], 0, 2),
     )  # fmt: skip
+
+
+def _with_rows(sizes: Sequence[Any], missing: int, rank: int) -> Any:
+    """The sizes of a picture; of one dimension it is a picture with one row."""
+    return tuple(sizes) if len(sizes) == rank else (*sizes[:-1], missing, sizes[-1])
 
 
 def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value | None, partial: Value | None) -> None:
@@ -136,7 +144,7 @@ def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value
             **dict(EPILOGUE=epilogue, KH=p.kernel[0], KW=p.kernel[1], STRIDE_H=p.stride[0], STRIDE_W=p.stride[1]),
             **dict(DILATION_H=p.dilation[0], DILATION_W=p.dilation[1], PAD_H=p.padding[0], PAD_W=p.padding[1]),
             **dict(BLOCK_C=c.block_c, TILE_H=c.tile_h, TILE_W=c.tile_w, GROUPS_H=c.groups_h, GROUPS_W=c.groups_w),
-            **dict(BLOCK_S=squeeze_block(units, c), EARLY_TAPS=c.early_taps, PDL=True),
+            **dict(BLOCK_S=squeeze_block(units, c), EARLY=c.early, PDL=True),
         },
         writes=[p.y] if partial is None else [p.y, partial],
         num_warps=c.num_warps,
@@ -155,10 +163,9 @@ def depthwise_configs(p: Depthwise, units: int) -> list[DepthwiseConfig]:
     """A dozen configurations, the best guess first. units: of the squeezing layer that comes after, 0 for none."""
     ranked = sorted(_candidates(p), key=lambda c: (guessed_cycles(p, c, units), c.num_warps, c.block_c))
     found: list[DepthwiseConfig] = []
-    # varied: of those that differ only in how many threads a block has, two
-    for c in ranked:
-        alike = [f for f in found if (f.tile_h, f.tile_w, f.block_c) == (c.tile_h, c.tile_w, c.block_c)]
-        if len(alike) < 2:
+    for c in ranked:  # varied ones
+        same_tile = [f for f in found if (f.tile_h, f.tile_w, f.block_c) == (c.tile_h, c.tile_w, c.block_c)]
+        if len(same_tile) < 2 and len([f for f in found if f.block_c == c.block_c]) < 5:
             found.append(c)
         if len(found) == 12:
             break
@@ -168,7 +175,8 @@ def depthwise_configs(p: Depthwise, units: int) -> list[DepthwiseConfig]:
 def _candidates(p: Depthwise) -> list[DepthwiseConfig]:
     rows, columns = (n if isinstance(n, int) else USUAL_PIXELS for n in p.y_sizes[2:])
     widest = 16 // p.x.type.dtype.itemsize
-    early = p.kernel[0] * p.kernel[1] <= 25
+    images = p.y_sizes[0] if isinstance(p.y_sizes[0], int) else USUAL_BATCH
+    taps = p.kernel[0] * p.kernel[1]
     found = []
     for block_c in (8, 16, 32, 64, 128):
         if block_c > 8 and block_c >= 2 * up(p.channels):
@@ -181,11 +189,12 @@ def _candidates(p: Depthwise) -> list[DepthwiseConfig]:
             for num_warps in (1, 2, 4, 8):
                 for vector in {widest, widest // 2, min(2, widest)}:
                     groups = num_warps * 32 * vector // block_c
-                    if groups < 1 or groups > across * down:
+                    if groups < 1 or groups > across * down or taps * tile_h * tile_w * vector > MAX_UNROLLED:
                         continue
                     for groups_w in {min(across, groups), min(across, max(1, groups // 4), 8)}:
                         if groups // groups_w <= down:
-                            found.append(DepthwiseConfig(block_c, tile_h, tile_w, groups // groups_w, groups_w, num_warps, early))
+                            c = DepthwiseConfig(block_c, tile_h, tile_w, groups // groups_w, groups_w, num_warps, False)
+                            found.append(replace(c, early=taps <= 25 and _blocks(p, c, images) * num_warps <= 8 * SMS))
     if not found:  # a picture smaller than a warp
         found.append(DepthwiseConfig(min(128, max(8, up(p.channels))), 1, 1, 1, 1, 1, False))
     return list(dict.fromkeys(found))
@@ -194,8 +203,7 @@ def _candidates(p: Depthwise) -> list[DepthwiseConfig]:
 def guessed_cycles(p: Depthwise, c: DepthwiseConfig, units: int) -> float:
     """Clock cycles of one multiprocessor, roughly: what is issued, what L1 and L2 move, and the latency that nothing hides."""
     images = p.y_sizes[0] if isinstance(p.y_sizes[0], int) else USUAL_BATCH
-    over_channels, tiles = p.blocks(c)
-    blocks = over_channels * (tiles if isinstance(tiles, int) else USUAL_PIXELS) * images
+    blocks = _blocks(p, c, images)
     itemsize = p.x.type.dtype.itemsize
     pixels = c.groups_h * c.groups_w
     vector = max(1, pixels * c.block_c // (32 * c.num_warps))  # channels of a thread
@@ -204,7 +212,7 @@ def guessed_cycles(p: Depthwise, c: DepthwiseConfig, units: int) -> float:
     taps, outputs = p.kernel[0] * p.kernel[1], c.tile_h * c.tile_w
     loads = in_h * in_w + taps
     issued = loads * (5 + vector) + taps * outputs * vector + outputs * vector * 8 + 150
-    registers = 40 + outputs * vector + in_w * vector + (taps if c.early_taps else p.kernel[1]) * vector * itemsize // 4
+    registers = 40 + outputs * vector + in_w * vector + (taps if c.early else p.kernel[1]) * vector * itemsize // 4
     if registers > 230:
         issued *= 3  # they are spilled
     resident = max(1, min(64, 2048 // (registers + 8)) // c.num_warps)  # blocks at once
@@ -214,14 +222,24 @@ def guessed_cycles(p: Depthwise, c: DepthwiseConfig, units: int) -> float:
     sector = max(32, c.block_c * itemsize)
     squeezed = units * (c.block_c * itemsize + 8)
     moved = each * (footprint * sector + pixels * outputs * sector + taps * c.block_c * itemsize + squeezed)
-    l1 = warps * loads * max(1.0, vector * itemsize * 32 / 128)
+    lines = 32 * vector / c.block_c * max(1.0, c.block_c * itemsize / 128)  # that one load of a warp touches
+    l1 = warps * loads * max(1.0, vector * itemsize * 32 / 128, lines / 2)
     issue = issued * max(1.0, warps / 4)
     waves = -(-each // resident)
     reduced = (250 + 2 * units) if units else 0
     later = blocks // images * units * 4 / 32 if units else 0  # what the gate's blocks each read
     return (
-        max(issue, l1, moved / 32) + 0.3 * (issue + l1 + moved / 32) / max(1, min(each, resident)) + waves * (700 + reduced) + later
+        max(issue, l1, moved / 32)
+        + 0.3 * (issue + l1 + moved / 32) / max(1, min(each, resident))
+        + waves * (700 + reduced)
+        + later
+        + 50 * each
     )
+
+
+def _blocks(p: Depthwise, c: DepthwiseConfig, images: int) -> int:
+    over_channels, tiles = p.blocks(c)
+    return over_channels * (tiles if isinstance(tiles, int) else USUAL_PIXELS) * images
 
 
 def up(n: int) -> int:

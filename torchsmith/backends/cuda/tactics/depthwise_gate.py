@@ -31,15 +31,13 @@ class DepthwiseGateConfig:
     groups_h: int
     groups_w: int
     num_warps: int
-    early_taps: bool
+    early: bool
     excite_n: int
     excite_c: int
     excite_warps: int
 
     def convolution(self) -> DepthwiseConfig:
-        return DepthwiseConfig(
-            self.block_c, self.tile_h, self.tile_w, self.groups_h, self.groups_w, self.num_warps, self.early_taps
-        )
+        return DepthwiseConfig(self.block_c, self.tile_h, self.tile_w, self.groups_h, self.groups_w, self.num_warps, self.early)
 
 
 class DepthwiseGateTemplate:
@@ -54,7 +52,7 @@ class DepthwiseGateTemplate:
             shares = product(p.blocks(c))
             # another gate kernel beside the best convolutions only: the two are independent but for the number of shares
             for excite in excite_configs(p.x_sizes[0], layers.channels, layers.units, shares)[: 3 if rank == 0 else 1]:
-                fields = (c.block_c, c.tile_h, c.tile_w, c.groups_h, c.groups_w, c.num_warps, c.early_taps)
+                fields = (c.block_c, c.tile_h, c.tile_w, c.groups_h, c.groups_w, c.num_warps, c.early)
                 found.append(DepthwiseGateConfig(*fields, excite.block_n, excite.block_c, excite.num_warps))
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written
         return found[:12]

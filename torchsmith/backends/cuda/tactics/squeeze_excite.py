@@ -196,7 +196,9 @@ def excite_configs(images: Dim, channels: int, units: int, shares: Dim) -> list[
         resident = min(each, 64 // c.num_warps)
         return each * (loaded + computed * c.num_warps / max(4, c.num_warps)) + -(-each // resident) * (1200 + computed)
 
-    return sorted(found, key=lambda c: (cycles(c), c.num_warps))[:6]
+    ranked = sorted(found, key=lambda c: (cycles(c), c.num_warps))
+    varied = {(c.block_n, c.block_c): c for c in reversed(ranked)}  # of each size the best number of warps
+    return sorted(varied.values(), key=ranked.index)[:6]
 
 
 def _configs(layers: Layers) -> list[SqueezeExciteConfig]:
