@@ -98,6 +98,16 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
     assert [made for _, made in compile_all([kernel()], 80)] == ["too much"]
 
 
+def test_the_folder_does_not_grow_for_ever(folder: Path) -> None:
+    for number in range(5):
+        path = folder / "ab" / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (number, number))
+    cubins.trim(folder, 250)
+    assert sorted(p.name for p in files(folder)) == ["3", "4"]
+
+
 def test_too_much_shared_memory_is_a_sentence_and_a_wrong_kernel_an_error() -> None:
     constants = dict(kernel().constants)
     large = {**constants, "BLOCK_M": 256, "BLOCK_N": 256, "BLOCK_K": 256}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,12 +31,26 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Distance:
+    """relative: to the norm. worst, greatest: the largest difference, the largest value. missing: not finite, and should be."""
+
+    relative: float
+    worst: float
+    greatest: float
+    missing: int
+
+
+@dataclass(frozen=True)
 class References:
     """What a node should give for some inputs. wide: in float64. eager: in the node's own dtypes, by PyTorch."""
 
     wide: Sequence[Tensor]
     eager: Sequence[Tensor]
     floor: float
+
+    @functools.cached_property
+    def eager_distances(self) -> list[Distance]:
+        return [_distance(e, w) for e, w in zip(self.eager, self.wide, strict=True)]
 
     def is_finite(self) -> bool:
         return all(bool(torch.isfinite(t).all()) for t in (*self.wide, *self.eager) if t.is_floating_point())
@@ -48,13 +63,14 @@ def body_of(node: Node, at: dict[str, int]) -> Graph:
 
 
 def references(body: Graph, inputs: Sequence[Tensor]) -> References:
-    """inputs: of the body's own dtypes. Where memory is too small for float64, PyTorch's results stand for it."""
+    """inputs: of the body's own dtypes. Where float64 is not to be had, for lack of memory or of a kernel, PyTorch's results stand
+    for it."""
     eager = interpret(body, inputs)
     dtypes = {v.type.dtype for v in body.values() if v.type.dtype.is_floating_point}
     floor = max((FLOORS.get(d, 0.25) for d in dtypes), default=0.0)
     try:
         wide = interpret(widened(body), [t.double() if t.is_floating_point() else t for t in inputs])
-    except torch.OutOfMemoryError:
+    except RuntimeError:  # which lack of memory is, too
         return References(eager, eager, 3 * floor)
     return References(wide, eager, floor)
 
@@ -62,8 +78,8 @@ def references(body: Graph, inputs: Sequence[Tensor]) -> References:
 def judge(found: Sequence[Tensor], wanted: References) -> Accuracy:
     """Compare outputs with what they should be."""
     worst = 0.0
-    for index, (f, w, e) in enumerate(zip(found, wanted.wide, wanted.eager, strict=True)):
-        own, eager = _distance(f, w), _distance(e, w)
+    for index, (f, w, eager) in enumerate(zip(found, wanted.wide, wanted.eager_distances, strict=True)):
+        own = _distance(f, w)
         worst = max(worst, own.relative)
         allowed = WORSE * eager.relative + wanted.floor
         if own.missing:
@@ -80,17 +96,7 @@ def judge(found: Sequence[Tensor], wanted: References) -> Accuracy:
     return Accuracy(worst, None)
 
 
-@dataclass(frozen=True)
-class _Distance:
-    """relative: to the norm. worst, greatest: the largest difference, the largest value. missing: not finite, and should be."""
-
-    relative: float
-    worst: float
-    greatest: float
-    missing: int
-
-
-def _distance(found: Tensor, wanted: Tensor) -> _Distance:
+def _distance(found: Tensor, wanted: Tensor) -> Distance:
     square = size = worst = greatest = 0.0
     missing = count = 0
     for f, w in _chunks(found, wanted):
@@ -106,7 +112,7 @@ def _distance(found: Tensor, wanted: Tensor) -> _Distance:
             square, size = square + float(difference.square().sum()), size + float(w.square().sum())
             worst, greatest = max(worst, float(difference.abs().max())), max(greatest, float(w.abs().max()))
     # results that are all but zero are compared as they are
-    return _Distance(math.sqrt(square / max(size, 1e-12 * count, 1e-300)), worst, greatest, missing)
+    return Distance(math.sqrt(square / max(size, 1e-12 * count, 1e-300)), worst, greatest, missing)
 
 
 def _chunks(found: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

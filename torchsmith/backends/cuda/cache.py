@@ -61,7 +61,7 @@ def _closure(module: str) -> set[str]:
 
 
 def _imports(module: str) -> list[str]:
-    found = []
+    found = list[str]()
     for package, names in _IMPORT.findall(_text(module)):
         listed = re.sub(r"#.*", "", names).strip("()").split(",")
         inside = [f"{package}.{name.split()[0]}" for name in listed if name.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -22,6 +23,7 @@ from torchsmith.errors import BuildError
 
 _FORMAT = 1  # of the files that keep machine code
 _REMEMBERED = 4096  # kernels of this process's builds
+KEPT_BYTES = 1 << 30  # of machine code on disk
 _remembered: OrderedDict[str, Cubin | str] = OrderedDict()
 
 
@@ -109,6 +111,8 @@ def compile_all(kernels: Iterable[Kernel], arch: int, workers: int = 0) -> Itera
     for kernel, made in _compiled(missing, arch, workers or cores()):
         keep(kernel, arch, made)
         yield kernel, made
+    if missing:
+        trim(cache_folder() / "cubins")
 
 
 def _compiled(kernels: Sequence[Kernel], arch: int, workers: int) -> Iterator[tuple[Kernel, Cubin | str]]:
@@ -157,6 +161,22 @@ def keep(kernel: Kernel, arch: int, made: Cubin | str) -> None:
         write_whole(_path(name), json.dumps(head).encode() + b"\n" + code)
     except OSError:
         return
+
+
+def trim(folder: Path, most_bytes: int = KEPT_BYTES) -> None:
+    """Delete what was written longest ago, until the folder is no larger. What another process deletes meanwhile is no error."""
+    found = []
+    for path in folder.glob("*/*"):
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            found.append((about.st_mtime, about.st_size, path))
+    size = sum(s for _, s, _ in found)
+    for _, own, path in sorted(found):
+        if size <= most_bytes:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        size -= own
 
 
 def _remember(name: str, made: Cubin | str) -> None:
