@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -202,28 +203,24 @@ def excite_configs(images: Dim, channels: int, units: int, shares: Dim) -> list[
 
 
 def _configs(layers: Layers) -> list[SqueezeExciteConfig]:
-    shape = layers.x.type.shape
+    shape, itemsize = layers.x.type.shape, layers.x.type.dtype.itemsize
     images = shape[0] if isinstance(shape[0], int) else USUAL_BATCH
     pixels = product([n if isinstance(n, int) else USUAL_PIXELS for n in shape[2:]])
     assert isinstance(pixels, int)
-    widest = 16 // layers.x.type.dtype.itemsize
     ranked: list[tuple[float, SqueezeExciteConfig]] = []
-    for block_c in (16, 32, 64, 128):
-        if block_c > 16 and block_c >= 2 * up(layers.channels):
+    for block_c, num_warps, vectors, splits in itertools.product((16, 32, 64, 128), (4, 8), (1, 4), (1, 2, 4, 8, 16, 32)):
+        block_p = num_warps * 32 * (16 // itemsize) * vectors // block_c
+        too_wide = block_c > 16 and block_c >= 2 * up(layers.channels)
+        if too_wide or (vectors > 1 and block_p >= 2 * pixels) or (splits > 1 and (splits - 1) * block_p >= pixels):
             continue
-        for num_warps in (4, 8):
-            block_p = num_warps * 32 * widest // block_c
-            for splits in (1, 2, 4, 8, 16, 32):
-                if splits > 1 and (splits - 1) * block_p >= pixels:
-                    continue
-                shares = ceildiv_int(layers.channels, block_c) * splits
-                each = -(-(shares * images) // SMS)
-                steps = -(-pixels // (splits * block_p))
-                moved = each * (steps * block_p * block_c * layers.x.type.dtype.itemsize + layers.units * (block_c * 2 + 8)) / 32
-                cost = moved + 500 + steps * 150 * -(-each * num_warps // 64) + shares * layers.units * 4 / 32
-                best, *_ = excite_configs(shape[0], layers.channels, layers.units, shares)
-                config = SqueezeExciteConfig(block_p, block_c, splits, num_warps, best.block_n, best.block_c, best.num_warps)
-                ranked.append((cost, config))
+        shares = ceildiv_int(layers.channels, block_c) * splits
+        each = -(-(shares * images) // SMS)
+        steps = -(-pixels // (splits * block_p))
+        moved = each * (steps * block_p * block_c * itemsize + layers.units * (block_c * 2 + 8)) / 32  # at 32 bytes a cycle
+        cost = moved + steps * 600 * -(-each * num_warps // 48) + shares * layers.units * 4 / 32
+        best, *_ = excite_configs(shape[0], layers.channels, layers.units, shares)
+        config = SqueezeExciteConfig(block_p, block_c, splits, num_warps, best.block_n, best.block_c, best.num_warps)
+        ranked.append((cost, config))
     return [config for _, config in sorted(ranked, key=lambda r: r[0])[:10]]
 
 
