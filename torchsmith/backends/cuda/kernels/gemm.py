@@ -36,7 +36,7 @@ def gemm(
     batch, split = tl.program_id(1), tl.program_id(2)
     block_m, block_n = place(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     if AHEAD > 0:
-        fetch_ahead(b + split * K_PART * b_col, block_m, block_n, M, N, b_row, K_PART, BLOCK_M, BLOCK_N, AHEAD)
+        fetch_ahead(b, split * K_PART, block_m, block_n, M, N, b_row, K, BLOCK_M, BLOCK_N, AHEAD)
     wait_for_inputs(PDL)
     acc = multiply(
         a, b, batch, split, block_m, block_n, M, N, a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col,
@@ -127,14 +127,14 @@ def load_tile(pointers, outer_mask, inner_mask, EVEN_OUTER: tl.constexpr, EVEN_I
 
 @triton.jit
 def fetch_ahead(
-    b, block_m, block_n, M, N, b_row, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LINES: tl.constexpr
+    b, start, block_m, block_n, M, N, b_row, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LINES: tl.constexpr
 ):
-    """Bring this block's share of its rows of B into L2: blocks with the same columns share the lines among themselves."""
+    """Bring this block's share of its rows of B, from `start` on, into L2: blocks with the same columns share the lines."""
     if not INTERPRETED:
         line: tl.constexpr = 1024 // b.dtype.element_ty.primitive_bitwidth
         cols = tl.minimum(block_n * BLOCK_N + tl.arange(0, BLOCK_N), N - 1)
         lines = block_m + tl.arange(0, LINES) * tl.cdiv(M, BLOCK_M)
-        places = b + cols[:, None] * b_row + tl.minimum(lines * line, K - 1)[None, :]
+        places = b + cols[:, None] * b_row + tl.minimum(start + lines * line, K - 1)[None, :]
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
         )

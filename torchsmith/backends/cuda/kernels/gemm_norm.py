@@ -30,7 +30,7 @@ def gemm_norm(
     """
     block_m, block_n = place(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     if AHEAD > 0:
-        fetch_ahead(b, block_m, block_n, M, N, b_row, K, BLOCK_M, BLOCK_N, AHEAD)
+        fetch_ahead(b, 0, block_m, block_n, M, N, b_row, K, BLOCK_M, BLOCK_N, AHEAD)
     rows = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     ks = tl.arange(0, BLOCK_K)

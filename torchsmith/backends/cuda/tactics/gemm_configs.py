@@ -94,11 +94,12 @@ def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, g
     on_one = -(-blocks // PROCESSORS)
     rate = 60 if item_bytes == 4 else 1600 if c.block_m >= 64 and c.num_warps % 4 == 0 else 750
     compute = on_one * area * part / (rate if c.block_k > 16 else 0.7 * rate)
-    tile_bytes = (min(c.block_m, m) + min(c.block_n, n)) * min(part, k) * item_bytes
+    whole_bytes = (min(c.block_m, m) + min(c.block_n, n)) * min(part, k) * item_bytes
+    tile_bytes = whole_bytes * ({16: 1.3, 32: 1.1}.get(c.block_k, 1) if c.block_k < k else 1)  # pieces of rows shorter than a line
     tiles = max(blocks * tile_bytes / L2_BYTES, on_one * tile_bytes / L2_BYTES_EACH)
     step = max(LATENCY / max(1, c.num_stages - 1), 90 + c.block_k, c.block_k / 16 * 18)
     waiting = -(-blocks // (PROCESSORS * each)) * (START + LATENCY + (steps - 1) * step)
-    memory = (m * k + n * k + m * n) * batch * item_bytes / DRAM_BYTES
+    memory = ((m * k + n * k) * tile_bytes / whole_bytes + m * n) * batch * item_bytes / DRAM_BYTES
     terms = (compute, tiles, waiting, memory)
     adding = LAUNCH + LATENCY + 2 * c.split_k * m * n * batch * 4 / L2_BYTES if c.split_k > 1 else 0
     return max(terms) + 0.15 * sum(terms) + adding
