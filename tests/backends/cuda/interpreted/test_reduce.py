@@ -76,7 +76,7 @@ def test_integers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("config", [ReduceConfig(4, 16, 1), ReduceConfig(2, 8, 1, 3), ReduceConfig(1, 16, 1, 5)], ids=str)
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", ["max", "mean", "norm"])
 def test_every_shape_of_block(config: ReduceConfig, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(TEMPLATE), "configs", lambda self, e: [config])
     found = check(Reduced(function, (0, 2), False), torch.randn(3, 5, 19))

@@ -118,7 +118,7 @@ def shapes_of(p: Problem, dtype: torch.dtype) -> list[AttentionConfig]:
                  (32, 64, 4, 3), (32, 64, 2, 3), (16, 64, 2, 3), (16, 128, 4, 2)]  # fmt: skip
     heads, length = number(p.heads), number(p.length)
     if isinstance(p.keys, int) and p.keys <= 256 and not wide and dtype != torch.float32:
-        sizes += [(16, max(16, up(p.keys)), 4, 2), (32, max(16, up(p.keys)), 4, 2)]  # all keys at once
+        sizes += [(16, max(16, up(p.keys)), 8, 2), (32, max(16, up(p.keys)), 8, 2)]  # all keys at once
     sizes = list(dict.fromkeys(sizes))
     found = [AttentionConfig(*size) for size in sizes if size[0] <= max(sizes[-1][0], up(length))]
     return sorted(found, key=lambda c: _cost(heads, length, number(p.keys), c))
@@ -130,7 +130,10 @@ def _cost(heads: int, length: int, keys: int, c: AttentionConfig) -> float:
     step = 1.0 + c.block_m * c.block_n / 4096
     together = max(1, 8 // c.num_warps)  # blocks that share a processor slow each other down by less than their number
     waves = -(-blocks // PROCESSORS)
-    return -(-keys // c.block_n) * step * (waves if waves > together else 1 + (waves - 1) * 0.5)
+    trips = -(-keys // c.block_n)
+    # without a loop to pipeline, keys and values pass through registers, a few at a time
+    trips = max(trips, 2)
+    return trips * step * (waves if waves > together else 1 + (waves - 1) * 0.5)
 
 
 def _offsets(e: Emission, p: Problem, writer: HookWriter, operands: Sequence[Value | None]) -> Hook:
