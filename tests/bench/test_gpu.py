@@ -67,12 +67,16 @@ def test_a_side_that_is_lost_while_it_is_timed_keeps_its_reason(monkeypatch: pyt
 
 def test_lines_and_a_file_after_every_case(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["--models", NETS, "--batch", "1,3", "--sides", "eager,torchsmith", "--precision", "bf16", "--device", "cpu"]
-    assert main([*arguments, "--seconds", "0.05", "--out", str(tmp_path / "new"), "--in-process"]) == 0
+    into = ["--out", str(tmp_path / "new"), "--in-process"]
+    assert main([*arguments, "--seconds", "0.05", *into]) == 0
     *rows, last = map(json.loads, capfd.readouterr().out.splitlines())
     assert [(row["batch"], row["side"]) for row in rows] == [(1, "eager"), (1, "torchsmith"), (3, "eager"), (3, "torchsmith")]
     assert all(row["stream_ms"] > 0 and row["wall_ms"] > 0 for row in rows) and last["machine"]["packages"]["torch"]
     (file,) = (tmp_path / "new").glob("*.json")
     assert len(files.read(file).rows) == 4
+    assert main(["--models", NETS, "--batch", "3,4", "--sides", "eager", *arguments[6:], "--seconds", "0.05", *into]) == 0
+    rows_then = [(row.batch, row.side) for row in files.read(file).rows]
+    assert rows_then == [(1, "eager"), (1, "torchsmith"), (3, "eager"), (4, "eager")], "a case is of one run"
 
 
 def test_the_usual_models_have_the_usual_batches() -> None:

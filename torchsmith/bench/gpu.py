@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import torch
 
 from torchsmith.bench.check import COARSE_TOLERANCE, passes
-from torchsmith.bench.files import write
+from torchsmith.bench.files import read, write
 from torchsmith.bench.gpu_sides import GPU_BUILDERS, GPU_SIDES
 from torchsmith.bench.machine import Machine, this_machine
 from torchsmith.bench.measure import FEWEST_ROUNDS, Stats, burst_calls
-from torchsmith.bench.report import Report, Row
+from torchsmith.bench.report import Report, Row, merge
 from torchsmith.bench.sides import BASELINE, SUBJECT
 from torchsmith.bench.station import Lost, Outcome, Remote, Station, Task
 from torchsmith.errors import InvalidOption, TorchsmithError
@@ -173,6 +173,7 @@ def line(row: Row) -> str:
 def run_on_gpu(options: GpuOptions, out: Path | None = None, processes: bool = True, show: Callable[[str], None] = print) -> Report:
     """Compare on this machine's GPU. out: a folder for gpu-<date>.json, written after every case. processes: one for each side.
 
+    What an earlier run of the day left in that file stays, but for the cases that are measured again.
     Raises InvalidOption for a name that is not known, and where there is no GPU.
     """
     if unknown := [side for side in options.sides if side not in GPU_BUILDERS]:
@@ -184,18 +185,32 @@ def run_on_gpu(options: GpuOptions, out: Path | None = None, processes: bool = T
         for remote in remotes.values():
             remote.start()
     places: Mapping[str, Place] = remotes if processes else {side: Station() for side in options.sides}
+    before: dict[Path, Report] = {}
 
     def done(report: Report, rows: Sequence[Row]) -> None:
         for row in rows:
             show(line(row))
         if out is not None:
-            write(report, file_in(out, report))
+            file = file_in(out, report)
+            if file not in before and file.exists():
+                before[file] = read(file)
+            write(joined(before.get(file), report), file)
 
     try:
-        return compare_on_gpu(options, places, done)
+        report = compare_on_gpu(options, places, done)
+        return joined(before.get(file_in(out, report)) if out else None, report)
     finally:
         for place in places.values():
             place.close()
+
+
+def joined(before: Report | None, report: Report) -> Report:
+    """Both, each case from one run: the later one's. What another machine, or other versions, measured is left out."""
+    if before is None or str(before.machine) != str(report.machine):
+        return report
+    again = {(row.model, row.batch) for row in report.rows}
+    kept = replace(before, rows=tuple(row for row in before.rows if (row.model, row.batch) not in again))
+    return merge([kept, report])
 
 
 def file_in(out: Path, report: Report) -> Path:
