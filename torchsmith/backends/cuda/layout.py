@@ -137,6 +137,9 @@ def in_place(graph: Graph, placed: Placed) -> dict[Value, View]:
         if type(node.op).__name__ != "Concat":
             continue
         (whole,) = node.outputs
+        if shared := _run_of(node, found):
+            found[whole] = shared
+            continue
         orders = {memory_order(v.type.shape, placed[v].strides) for v in node.inputs if v in producers}
         strides = found[whole].strides if whole in found else dense_like(whole.type, min(orders)) if len(orders) == 1 else None
         if strides is None:
@@ -152,6 +155,16 @@ def in_place(graph: Graph, placed: Placed) -> dict[Value, View]:
         if len(node.inputs) - len(parts) <= 1 and parts:  # one copy at most is left to run
             found.update({whole: view, **parts})
     return found
+
+
+def _run_of(node: Node, found: Placed) -> View | None:
+    """Where a concatenation is that is a run of the parts of another one, as in a dense block: nothing is left to do."""
+    first = found.get(node.inputs[0])
+    if first is None or node.outputs[0] in found:
+        return None
+    placed = {**{v: found[v] for v in node.inputs if v in found}, node.outputs[0]: first}
+    there = all(v in placed for v in node.inputs) and all(part_is_placed(node, i, placed) for i in range(len(node.inputs)))
+    return first if there else None
 
 
 def part_view(node: Node, index: int, whole: View) -> View:

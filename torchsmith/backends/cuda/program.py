@@ -43,7 +43,7 @@ class HookWriter:
     """Writes one hook.
 
     coordinates: which index counts which dimensions of the hook's space; see `Space`. operands, sizes: what the kernel's
-    parameters e0.. and z0.. are to be. sources: for values that are only read, what to read in their place.
+    parameters e0.. and z0.. are to be.
     """
 
     placed: Placed
@@ -52,7 +52,6 @@ class HookWriter:
     sizes: list[Dim] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     names: dict[Value, str] = field(default_factory=dict)
-    sources: dict[Value, Value] = field(default_factory=dict)
 
     def operand(self, value: Value) -> str:
         if value not in self.operands:
@@ -155,6 +154,11 @@ class HookWriter:
     def compute(self, nodes: Iterable[Node], space: Space, mask: str = "mask") -> None:
         """Add the nodes, in order, loading what they need."""
         for node in nodes:
+            if type(node.op).__name__ in READS:
+                from torchsmith.backends.cuda.reads import read
+
+                read(self, node, space, mask)
+                continue
             inputs = [self.load(v, space, mask) for v in node.inputs]
             self.names[node.outputs[0]] = self.add(expression(node, inputs))
 

@@ -6,7 +6,7 @@ Each writes the loads of one such node into a `HookWriter`; their operands are t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import product as combinations
 from typing import Any
 
@@ -25,25 +25,6 @@ def is_read(node: Node) -> bool:
     if type(node.op).__name__ not in READS or any(v.type.dtype not in TRITON_TYPES for v in (*node.inputs, *node.outputs)):
         return False
     return not (type(node.op).__name__ == "Resize" and _resize_refusal(node))
-
-
-def casts_of_parts(nodes: Iterable[Node]) -> list[Node]:
-    """Casts between floating dtypes that only give parts of a concatenation: it reads what they would read."""
-    nodes = tuple(nodes)
-    users: dict[Value, list[Node]] = {}
-    for node in nodes:
-        for value in node.inputs:
-            users.setdefault(value, []).append(node)
-    narrow = (torch.float16, torch.bfloat16, torch.float32)
-    return [
-        n
-        for n in nodes
-        if type(n.op).__name__ == "Cast"
-        and n.inputs[0].type.dtype in narrow
-        and n.outputs[0].type.dtype in narrow
-        and users.get(n.outputs[0])
-        and all(type(user.op).__name__ == "Concat" for user in users[n.outputs[0]])
-    ]
 
 
 def read(writer: HookWriter, node: Node, space: Space, mask: str) -> None:
@@ -85,9 +66,8 @@ def _concat(writer: HookWriter, node: Node, space: Space, mask: str) -> str:
         inside = [f"({c} >= {writer.size(start)})"] if value is not node.inputs[0] else []
         inside += [f"({c} < {writer.size(end)})"] if value is not node.inputs[-1] else []
         local = f"({c} - {writer.size(start)})" if value is not node.inputs[0] else c
-        source = writer.sources.get(value, value)
-        place = f"{_rest(writer, source, space, dim)} + {_step(writer, local, writer.placed[source].strides[dim])}"
-        part = _fetch(writer, source, place, " & ".join([mask, *inside]))
+        place = f"{_rest(writer, value, space, dim)} + {_step(writer, local, writer.placed[value].strides[dim])}"
+        part = _fetch(writer, value, place, " & ".join([mask, *inside]))
         result = part if not result else writer.add(f"tl.where({c} < {writer.size(start)}, {result}, {part})")
     return result
 

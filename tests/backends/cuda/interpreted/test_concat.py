@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.backends.cuda.simulated import check
+from torchsmith.backends.cuda.steps import Launch
 from torchsmith.backends.cuda.tactics import concat, pointwise
 from torchsmith.backends.cuda.tactics.pointwise import PointwiseConfig
 
@@ -72,6 +73,52 @@ def test_parts_are_written_in_place(dtype: torch.dtype) -> None:
 def test_parts_that_do_not_line_up_are_copied() -> None:
     found = check(Branches(6, 5), torch.randn(2, 8, 5, 7))
     assert found.kernels.count("pointwise") == 2 + (found.kernels[-1] == "pointwise"), found.kernels
+
+
+class Dense(nn.Module):
+    """As DenseNet's blocks: each layer reads all before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(8, 16, 1), nn.Conv2d(40, 8, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16 + 8 * i) for i in range(3))
+        self.layers = nn.ModuleList(nn.Conv2d(16 + 8 * i, 8, 1) for i in range(3))
+        for norm in self.norms:
+            for tensor in (*norm.parameters(), *(b for b in norm.buffers() if b.dim())):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [self.stem(x)]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            found.append(layer(norm(torch.cat(found, 1)).relu()))
+        y: Tensor = self.last(torch.cat(found, 1))
+        return y
+
+
+def test_a_dense_block_is_one_buffer() -> None:
+    found = check(Dense(), torch.randn(2, 8, 5, 7))
+    steps = [s for s in found.steps if isinstance(s, Launch)]
+    # the norms and activations, and the casts of what is given and what is wanted
+    assert sum(s.kernel.function in ("pointwise", "tiled") for s in steps) <= 5 and len(steps) == len(found.steps), found.kernels
+
+
+class Normed(nn.Module):
+    """A vision transformer's tokens up to its first norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norm = Tokens(), nn.LayerNorm(24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.tokens(x)
+        z: Tensor = self.norm(y) + y
+        return z
+
+
+def test_tokens_are_joined_as_the_norm_loads() -> None:
+    for dtype in (torch.float16, torch.float32):
+        found = check(Normed(), torch.randn(2, 25, 8), dtype=dtype)
+        assert "norm" in found.kernels and "pointwise" not in found.kernels[1:-1], found.kernels
 
 
 class Nested(nn.Module):

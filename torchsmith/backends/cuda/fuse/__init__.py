@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torchsmith.backends.cuda.fuse.attention import attention
+from torchsmith.backends.cuda.fuse.batch_norm import batch_norm
+from torchsmith.backends.cuda.fuse.constants import constants
 from torchsmith.backends.cuda.fuse.epilogue import epilogue
 from torchsmith.backends.cuda.fuse.gate import gate
 from torchsmith.backends.cuda.fuse.masks import masks
@@ -17,6 +19,8 @@ from torchsmith.backends.cuda.fuse.stem import stem
 from torchsmith.ir.graph import Graph
 
 FUSIONS: tuple[Callable[[Graph], Graph], ...] = (
+    constants,
+    batch_norm,
     attention,
     masks,
     siblings,

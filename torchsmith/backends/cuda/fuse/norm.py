@@ -8,6 +8,7 @@ from __future__ import annotations
 from torchsmith.backends.cuda.fuse.epilogue import kind_of
 from torchsmith.backends.cuda.fuse.fused import Fused, wrap
 from torchsmith.backends.cuda.program import OPERANDS, is_pointwise
+from torchsmith.backends.cuda.reads import is_read
 from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Graph, Node, Value
 
@@ -63,6 +64,8 @@ def fits(before: Node, node: Node, x: Value, kind: str) -> bool:
         return False
     if type(before.op).__name__ == "Gather":
         return kind == "norm" and before.op.dim == 0 and _counts_rows(before, node)  # type: ignore[attr-defined]
+    if type(before.op).__name__ == "Concat":
+        return kind == "norm" and is_read(before)
     return not isinstance(before.op, Fused) and is_pointwise(before)
 
 

@@ -6,8 +6,9 @@ What they start from may be a concatenation, a padding, a gather: the kernel the
 from __future__ import annotations
 
 from torchsmith.backends.cuda.fuse.fused import wrap
+from torchsmith.backends.cuda.layout import VIEWS, divisible
 from torchsmith.backends.cuda.program import OPERANDS, is_pointwise
-from torchsmith.backends.cuda.reads import casts_of_parts, is_read
+from torchsmith.backends.cuda.reads import is_read
 from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Graph, Node, Value
 
@@ -29,7 +30,6 @@ def pointwise(graph: Graph) -> Graph:
             if before is None:
                 break
             members.add(before)
-        members.update(_casts(members, producers, users, owned, outputs))
         owned.update(members)
         clusters.append(("pointwise", list(members)))
     return wrap(graph, clusters)
@@ -54,7 +54,7 @@ def _next(
             continue
         after = (*members, before)
         made = {v for n in after for v in n.outputs}
-        if is_read(before) and made.intersection(before.inputs):
+        if is_read(before) and (made.intersection(before.inputs) or _is_written_in_place(before, producers)):
             continue
         # one operand more is the output
         if len({v for n in after for v in n.inputs} - made) + 1 <= OPERANDS and not any(
@@ -64,17 +64,13 @@ def _next(
     return None
 
 
-def _casts(
-    members: set[Node],
-    producers: dict[Value, Node],
-    users: dict[Value, list[Node]],
-    owned: set[Node],
-    outputs: set[Value],
-) -> list[Node]:
-    """Casts of what the members concatenate."""
-    parts = [v for n in members if type(n.op).__name__ == "Concat" for v in n.inputs]
-    before = {producers[v] for v in parts if v in producers and v not in outputs and all(u in members for u in users[v])}
-    return [n for n in casts_of_parts({*members, *before}) if n in before and n not in owned]
+def _is_written_in_place(node: Node, producers: dict[Value, Node]) -> bool:
+    """Whether the parts of a concatenation are likely to be written where they belong: then there is nothing to read together."""
+    if type(node.op).__name__ != "Concat":
+        return False
+    made = [producers.get(v) for v in node.inputs]
+    sizes = [v.type.shape[node.op.dim] for v in node.inputs]  # type: ignore[attr-defined]
+    return all(n is not None and type(n.op).__name__ not in VIEWS for n in made) and all(divisible(size, 8) for size in sizes)
 
 
 def _same_shape(a: Node, b: Node) -> bool:

@@ -11,7 +11,6 @@ from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.kernels.pointwise import pointwise, tiled
 from torchsmith.backends.cuda.layout import View, memory_order
 from torchsmith.backends.cuda.program import READS, HookWriter, Space
-from torchsmith.backends.cuda.reads import casts_of_parts, read
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, Shape, floordiv, product, same
 from torchsmith.ir.graph import Node, Value
@@ -166,15 +165,7 @@ def emit_loop(
         space = Space(loop.shape, tuple(indices), (("outer", ""), ("rows", "row_mask"), ("cols", "col_mask")))
     else:
         parameters, space = ("index", "mask"), Space(loop.shape, (("index", loop.order),))
-    casts = casts_of_parts(nodes)
-    writer.sources.update({n.outputs[0]: n.inputs[0] for n in casts})
-    for node in nodes:
-        if node in casts:
-            continue
-        if type(node.op).__name__ in READS:
-            read(writer, node, space, "mask")
-        else:
-            writer.compute([node], space)
+    writer.compute(nodes, space)
     targets = {v: (into or {}).get(v, v) for v in stores}
     for value, view in stores.items():
         name = writer.load(value, space)
