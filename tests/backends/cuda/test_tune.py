@@ -289,3 +289,11 @@ def test_no_gpu_gives_no_timer() -> None:
         from torchsmith.backends.cuda.timing import device_timer
 
         assert device_timer(HERE) is None
+
+
+def test_templates_guess_for_the_sizes_that_are_tuned_for() -> None:
+    graph = fuse(layers(rows="s0"))
+    (rows, _) = graph.inputs[0].type.shape
+    search = tune.Search(*placed(graph), 8)
+    assert search.emission(graph.nodes[0], {"s0": 6}).likely(rows * 2, 99) == 12
+    assert search.emission(graph.nodes[0]).likely(rows, 99) == 99 and search.emission(graph.nodes[0]).likely(7, 99) == 7

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchsmith.backends.cuda.layout import Placed, View, byte_alignment, contiguous, divisible
 from torchsmith.backends.cuda.steps import Call, Hook, Kernel, Launch, Step
-from torchsmith.ir.dim import Dim
+from torchsmith.ir.dim import Dim, bind, symbols_in
 from torchsmith.ir.graph import Node, Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType, type_of
@@ -51,10 +51,10 @@ class Emission:
     Views come from `placed`; `temporary` and `packed` add values of their own, which are contiguous.
     """
 
-    def __init__(self, node: Node, placed: Placed, packed: Packed, suffix: str = "") -> None:
-        """suffix: of temporaries' names, so that two variants of an engine have different ones."""
+    def __init__(self, node: Node, placed: Placed, packed: Packed, suffix: str = "", at: Mapping[str, int] | None = None) -> None:
+        """suffix: of temporaries' names, so that two variants of an engine have different ones. at: sizes to guess for."""
         self.node = node
-        self._suffix = suffix
+        self._suffix, self._at = suffix, at or {}
         self.steps: list[Step] = []
         self.views: dict[Value, View] = dict(placed)
         self._packed = packed
@@ -62,6 +62,10 @@ class Emission:
 
     def view(self, value: Value) -> View:
         return self.views[value]
+
+    def likely(self, size: Dim, otherwise: int) -> int:
+        """A number to guess with: the size, where it is known for what the tactic is chosen for."""
+        return int(bind(size, self._at)) if symbols_in(size) <= self._at.keys() else otherwise
 
     def constant(self, value: Value) -> Tensor | None:
         """The tensor of a constant, None for what is only known when the engine runs."""
@@ -119,8 +123,8 @@ class Emission:
         kernel = Kernel(
             function.fn.__module__, function.fn.__name__, tuple(types), frozenset(aligned), tuple(constants), num_warps, num_stages
         )
-        grid3 = (*grid, 1, 1, 1)[:3]
-        self.steps.append(Launch(kernel, grid3, tuple(given), tuple(writes), self.node.origin))
+        x, y, z = (*grid, 1, 1, 1)[:3]
+        self.steps.append(Launch(kernel, (x, y, z), tuple(given), tuple(writes), self.node.origin))
 
     def call(self, op: Op, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
         """Add an op that runs in PyTorch: a library's kernel."""

@@ -174,7 +174,7 @@ class Search:
     def problem(self, node: Node, at: Mapping[str, int]) -> Problem:
         key = (node, tuple(sorted(at.items())))
         if key not in self._of:
-            e = self.emission(node)
+            e = self.emission(node, at)
             text = signature(node, self.views, e.constant, at) + ("\nweights from memory" if self.cold else "")
             name = digest(text)
             if name not in self._problems:
@@ -185,7 +185,7 @@ class Search:
         return problem
 
     def _new(self, name: str, node: Node, at: Mapping[str, int]) -> Problem:
-        found: list[Tactic | None] = list(tactics.tactics_of(self.emission(node), max(1, self.limit))[0])
+        found: list[Tactic | None] = list(tactics.tactics_of(self.emission(node, at), max(1, self.limit))[0])
         if not isinstance(node.op, Fused) and not is_pointwise(node):
             found.append(None)
         problem = Problem(name, node, at, tuple(found))
@@ -205,8 +205,8 @@ class Search:
             self._parts[node] = op.body.nodes
         return self._parts[node]
 
-    def emission(self, node: Node) -> Emission:
-        return Emission(node, self.views, self.packed)
+    def emission(self, node: Node, at: Mapping[str, int] | None = None) -> Emission:
+        return Emission(node, self.views, self.packed, at=at)
 
     def candidate(self, problem: Problem, tactic: Tactic | None) -> Candidate:
         """Raises Unsupported where the template refuses this configuration."""
