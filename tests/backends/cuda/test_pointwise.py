@@ -40,6 +40,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "flat": (lambda x, y: F.silu(x + y), [(4, 512, 16), (4, 512, 16)]),
     "tiled": (lambda x: x.permute(0, 2, 3, 1).flatten(1) * 2.0, [(2, 64, 20, 20)]),
     "concat": (lambda x, y: F.relu(torch.cat((x, y), 1)), [(2, 32, 8), (2, 16, 8)]),
+    "comparison": (lambda x, y: (x > y) & (x < 0.5), [(300,), (300,)]),
+    "integers": (lambda x: ((x * 100).long() % 7).to(torch.uint8), [(300,)]),
     "pool": (lambda x: F.max_pool2d(x, 3, 2, 1), [(2, 64, 20, 20)]),
     "bilinear": (lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"), [(2, 16, 8, 8)]),
 }

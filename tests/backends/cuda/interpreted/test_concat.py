@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.backends.cuda.simulated import check
 from torchsmith.backends.cuda.steps import Launch
@@ -161,3 +162,26 @@ def test_configurations(config: PointwiseConfig, monkeypatch: pytest.MonkeyPatch
 
 
 FLAT = PointwiseConfig(0, 256, 4)
+
+
+class Inception(nn.Module):
+    """Every kind of kernel that writes a part in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(8, 16, 1)
+        self.square, self.deep = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.pool, self.last = nn.AvgPool2d(3, 1, 1), nn.Conv2d(88, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        up = F.interpolate(x[:, :, ::2, ::2], size=x.shape[2:])
+        y: Tensor = self.last(torch.cat([self.square(x).relu(), self.deep(x), self.pool(x), F.silu(x), up], 1))
+        return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_every_kind_of_part(dtype: torch.dtype) -> None:
+    found = check(Inception(), torch.randn(2, 8, 6, 4), dtype=dtype)
+    wholes = {s.writes[0].type.shape for s in found.steps if isinstance(s, Launch)}
+    assert (2, 88, 6, 4) not in wholes and "[" not in "".join(found.kernels), found.kernels

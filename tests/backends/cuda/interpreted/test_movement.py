@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.backends.cuda.simulated import check
+from tests.backends.cuda.simulated import check, graph_of, run
+from torchsmith import Input
 
 
 class Apply(nn.Module):
@@ -52,3 +53,24 @@ def test_moves(case: str) -> None:
 
 def test_read_and_compute_are_one_kernel() -> None:
     assert check(Apply(lambda x: F.relu(F.pad(x, (1, 1)) + 1.0)), torch.randn(3, 6)).kernels == ["pointwise"]
+
+
+class Dynamic(nn.Module):
+    """Pooling, concatenation, resizing and a reshape that copies, of pictures of any number and size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.first(x), self.second(x)], 1)
+        y = F.max_pool2d(y, 3, 2, 1) * 0.5
+        return F.relu(F.pad(y, (1, 1, 0, 1))).permute(0, 3, 1, 2).flatten(2)
+
+
+def test_sizes_known_at_run_time() -> None:
+    batch, height = torch.export.Dim("n", max=8), torch.export.Dim("h", min=2, max=64)
+    graph = graph_of(Dynamic(), [Input((batch, 8, height, 6))])
+    for shape in ((1, 8, 7, 6), (3, 8, 4, 6)):
+        found = run(graph, [torch.randn(shape)])
+        assert found.error <= 1.1 * found.eager_error + 2e-4 and "[" not in "".join(found.kernels), found.kernels

@@ -11,8 +11,11 @@ from torch.nn import functional as F
 
 from tests.backends.cuda.simulated import SM_90, check
 from torchsmith.backends.cuda import build
+from torchsmith.backends.cuda.kernels.pointwise import twin
 from torchsmith.backends.cuda.simulate import simulate
 from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.tactics import pointwise
+from torchsmith.backends.cuda.tactics.pointwise import PointwiseConfig
 from torchsmith.config import BuildConfig
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.op import Op
@@ -30,14 +33,15 @@ class Chain(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A contiguous picture and a channels-last one."""
+    """A contiguous picture and a channels-last one, used twice so that pooling does not take what follows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = nn.MaxPool2d(1)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.relu(self.pool(x) + y)
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.pool(x)
+        return F.relu(z + y), z
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -51,7 +55,7 @@ def test_chain(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(2, 24, 20, 20), (2, 3, 5, 5), (1, 130, 9, 9)])
 def test_mixed_layouts(shape: tuple[int, ...]) -> None:
     found = check(Mixed(), torch.randn(shape), torch.randn(shape))
-    print(found.kernels)
+    assert found.kernels == ["pool", "tiled" if shape[1] > 3 else "pointwise"]
 
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.0, -7.0, 1e-4, -1e-4, 0.03, 12.0, -30.0, 60.0, 1e-20, 3e4, -3e4]
@@ -130,3 +134,20 @@ def test_bools_and_casts() -> None:
     ops = [Cast(dtype) for dtype in (torch.int64, torch.int32, torch.int16)]
     for op, found in zip(ops, outputs_of(ops, x), strict=True):
         same(op, found, [x])
+
+
+CONFIGS = [PointwiseConfig(0, 64, 1), PointwiseConfig(0, 1024, 4), PointwiseConfig(16, 32, 2), PointwiseConfig(64, 8, 4)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("shape", [(2, 24, 6, 7), (1, 3, 9, 5)])
+def test_configurations(config: PointwiseConfig, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise, "configs_of", lambda loop, itemsize: [config if loop.rows or not config.block_r else CONFIGS[0]])
+    found = check(Mixed(), torch.randn(shape), torch.randn(shape))
+    assert found.kernels == ["pool", "tiled" if config.block_r else "pointwise"]
+
+
+def test_twin() -> None:
+    x, y = torch.randn(2, 5, 7).half(), torch.randn(7).half()
+    (found,) = outputs_of([binary.Binary("mul")], x, y)
+    assert torch.equal(found, twin(torch.mul, [x, y], torch.float16))
