@@ -20,6 +20,7 @@ from torch import Tensor
 from torchsmith import sizes
 from torchsmith.backends.cuda import library  # noqa: F401  # its ops, which plans name
 from torchsmith.backends.cuda.cubins import Cubin
+from torchsmith.backends.cuda.driver import C_TYPES
 from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.errors import EngineMismatch
@@ -232,7 +233,10 @@ def _kernel(row: dict[str, Any], tensors: Mapping[str, Tensor]) -> PlannedKernel
         raise ValueError(f"a kernel's code {code!r} is missing")
     if type(threads) is not int or not 32 <= threads <= 1024 or type(shared) is not int or not 0 <= shared <= 1 << 18:
         raise ValueError(f"a kernel has {threads} threads and {shared} bytes of shared memory")
-    return PlannedKernel(code, str(row["symbol"]), threads, shared, row["pdl"] is True, tuple(map(str, row["types"])))
+    types = tuple(map(str, row["types"]))
+    if unknown := [t for t in types if not t.startswith("*") and t not in C_TYPES]:
+        raise ValueError(f"a kernel takes an argument of type {unknown[0]!r}")
+    return PlannedKernel(code, str(row["symbol"]), threads, shared, row["pdl"] is True, types)
 
 
 def _step(row: dict[str, Any], values: Mapping[str, Any], kernels: Sequence[PlannedKernel]) -> LaunchStep | CallStep:
