@@ -56,15 +56,20 @@ class Simulated:
         return [s.kernel.function if isinstance(s, Launch) else f"[{type(s.op).__name__}]" for s in self.steps]
 
 
-def run(graph: Graph, inputs: Sequence[Tensor]) -> Simulated:
-    """The graph's engine with best guesses, simulated."""
+def stepped(graph: Graph, inputs: Sequence[Tensor]) -> tuple[list[Step], list[Tensor]]:
+    """The steps of the graph's engine with best guesses, and what they give."""
     (emitted,), views, packed = build.emit(graph, SM_90, BuildConfig())
     env = bind_symbols(graph, inputs)
     given = dict(zip(graph.inputs, inputs, strict=True))
-    outputs = simulate(emitted.steps, given, graph.outputs, packed.tensors, views, env)
+    return list(emitted.steps), simulate(emitted.steps, given, graph.outputs, packed.tensors, views, env)
+
+
+def run(graph: Graph, inputs: Sequence[Tensor]) -> Simulated:
+    """The graph's engine with best guesses, simulated."""
+    steps, outputs = stepped(graph, inputs)
     eager = interpret(graph, inputs)
     wide = interpret(*_wide(graph, inputs))
-    return Simulated(list(emitted.steps), outputs, relative(outputs, wide), relative(eager, wide))
+    return Simulated(steps, outputs, relative(outputs, wide), relative(eager, wide))
 
 
 def check(module: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float16, limit: float = 1.1) -> Simulated:

@@ -36,8 +36,8 @@ FLOATING: dict[str, str] = {
     "asinh": "asinh({0})",
     "acosh": "acosh({0})",
     "erf": "tl.erf({0})",
-    "sigmoid": "tl.sigmoid({0})",
-    "silu": "({0} * tl.sigmoid({0}))",
+    "sigmoid": "sigmoid({0})",
+    "silu": "silu({0})",
     "mish": "mish({0})",
     "softplus": "softplus({0})",
     "logsigmoid": "logsigmoid({0})",
@@ -219,6 +219,12 @@ def _elu(node: Node, names: Sequence[str]) -> str:
     return f"tl.where({names[0]} > 0, {names[0]} * {literal(float(op.scale))}, {curve})"
 
 
+def _gelu(node: Node, names: Sequence[str]) -> str:
+    op: Any = node.op
+    half = node.inputs[0].type.dtype in (torch.float16, torch.bfloat16)
+    return f"{'gelu_tanh' if op.approximate == 'tanh' else 'gelu_half' if half else 'gelu'}({names[0]})"
+
+
 WRITERS: dict[str, Callable[[Node, Sequence[str]], str | None]] = {
     "Unary": _unary,
     "Binary": _binary,
@@ -226,7 +232,7 @@ WRITERS: dict[str, Callable[[Node, Sequence[str]], str | None]] = {
     "Where": lambda node, n: f"tl.where({n[0]}, {n[1]}, {n[2]})",
     "Clamp": _clamp,
     "Cast": _cast,
-    "Gelu": lambda node, n: f"gelu_tanh({n[0]})" if node.op.approximate == "tanh" else f"gelu({n[0]})",  # type: ignore[attr-defined]
+    "Gelu": _gelu,
     "LeakyRelu": lambda node, n: f"tl.where({n[0]} > 0, {n[0]}, {n[0]} * {literal(float(node.op.slope))})",  # type: ignore[attr-defined]
     "PRelu": lambda node, n: f"tl.where({n[0]} > 0, {n[0]}, {n[1]} * {n[0]})",
     "Elu": _elu,

@@ -39,11 +39,45 @@ def sqrt(x):
 
 
 @triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)). Five instructions, two of them of the special function unit, where a division would take a dozen."""
+    if INTERPRETED:
+        return tl.sigmoid(x)
+    elif x.dtype == tl.float64:
+        return tl.sigmoid(x)
+    else:
+        return reciprocal(1.0 + exp2(x * -1.4426950408889634))
+
+
+@triton.jit
+def silu(x):
+    return x * sigmoid(x)
+
+
+@triton.jit
+def exp2(x):
+    """In float32, to 2 units in the last place; what is smaller than the least normal number is 0."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    else:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def reciprocal(x):
+    """In float32, to 1 unit in the last place; 1 / infinity is 0."""
+    if INTERPRETED:
+        return 1.0 / x
+    else:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def tanh(x):
     """Near zero by its series: there 2 * sigmoid(2x) - 1 cancels."""
     square = x * x
     series = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
-    return tl.where(tl.abs(x) < 0.15, series, 2.0 * tl.sigmoid(2.0 * x) - 1.0)
+    return tl.where(tl.abs(x) < 0.15, series, 2.0 * sigmoid(2.0 * x) - 1.0)
 
 
 @triton.jit
@@ -57,8 +91,21 @@ def gelu(x):
 
 
 @triton.jit
+def gelu_half(x):
+    """gelu to 1e-6, for values that are rounded to half precision: a fourth of erf's instructions.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26, whose error is below 1.5e-7.
+    """
+    a = tl.minimum(tl.abs(x), 30.0)
+    t = reciprocal(1.0 + 0.2316418882663604 * a)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return relu(x) - 0.5 * a * (series * exp2(a * a * -0.7213475204444817))
+
+
+@triton.jit
 def gelu_tanh(x):
-    return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    """0.5 * (1 + tanh(y)) is the sigmoid of 2y."""
+    return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
 @triton.jit
