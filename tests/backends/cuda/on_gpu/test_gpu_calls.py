@@ -97,6 +97,24 @@ def test_earlier_outputs_stay(cnn: tuple[nn.Module, CompiledModule]) -> None:
     assert len({y.data_ptr() for y in kept}) == len(kept)
 
 
+def test_sizes_that_are_forgotten_while_they_run() -> None:
+    """More sizes than are kept, each on another stream, so that memory is given back behind calls that are not done."""
+    model = made(Cnn)
+    module = fast(model, [torchsmith.Input((Dim("batch", min=1, max=40), 3, 32, 32))])
+    given = {batch: images(batch) for batch in range(1, 25)}
+    wanted = {batch: module(x) for batch, x in given.items()}
+    streams = [torch.cuda.Stream() for _ in range(5)]
+    torch.cuda.synchronize()
+    found = []
+    for batch, x in given.items():
+        stream = streams[batch % len(streams)]
+        slow(stream)
+        with torch.cuda.stream(stream):
+            found.append((batch, module(x)))
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, wanted[batch]) for batch, result in found)
+
+
 def slow(stream: torch.cuda.Stream) -> None:
     """Keep a stream busy for some milliseconds."""
     with torch.cuda.stream(stream):

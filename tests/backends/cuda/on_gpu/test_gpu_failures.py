@@ -129,11 +129,12 @@ def test_no_memory_for_a_call() -> None:
         for _ in range(2):
             with pytest.raises(OutOfDeviceMemory, match=r"the GPU has no memory for .* MiB are free; use a smaller batch"):
                 run([x])
-    wanted = run([x])[0].clone()
+    other = -x
+    wanted = run([other])[0].clone(), run([x])[0].clone()
     with little_memory(16 << 20), pytest.raises(OutOfDeviceMemory, match="the GPU has no memory for"):
-        kept = [run([x])[0] for _ in range(4)]  # outputs are the user's
-        del kept
-    assert torch.equal(run([x])[0], wanted)
+        run([other])  # an output is the user's
+    assert torch.equal(run([other])[0], wanted[0]), "the graph still read the input of the call before"
+    assert torch.equal(run([x])[0], wanted[1])
 
 
 def test_a_module_whose_first_call_had_no_memory() -> None:
