@@ -118,6 +118,7 @@ class Instance:
                 self._follow(stream)
             if graph is None:
                 return self._first(inputs)
+            handed = self._fresh or self._outputs_to_hand()  # first: where there is no memory, the graph's edges stay as they are
             changed: set[int] = set()
             for own, given, edge in zip(self.inputs, inputs, self._edges_in, strict=True):
                 address = given.data_ptr()
@@ -127,7 +128,6 @@ class Instance:
                 own.copy_(given)
                 if edge is not None:
                     graph.put(edge[0], own.data_ptr(), changed)
-            handed = self._fresh or self._outputs_to_hand()
             for name, fresh in zip(self.runner.plan.outputs, handed, strict=True):
                 if fresh is not None:
                     graph.put(name, fresh.data_ptr(), changed)
@@ -145,6 +145,14 @@ class Instance:
             device = self.runner.device
             torch.cuda.current_stream(device).wait_stream(torch.cuda.ExternalStream(self._stream, device))  # type: ignore[no-untyped-call]
         self._stream, self._fresh = stream, []
+
+    def __del__(self) -> None:
+        """The memory may be used again behind the last call, whatever stream that was on."""
+        memory = getattr(self, "memory", None)
+        if memory is not None and self._graph is not None and not sys.is_finalizing():
+            last = torch.cuda.ExternalStream(self._stream, self.runner.device)  # type: ignore[no-untyped-call]
+            for tensor in (memory.arena, *(memory.given[name] for name in {*self.runner.plan.inputs, *memory.bound})):
+                tensor.record_stream(last)
 
     def _outputs_to_hand(self) -> list[Tensor | None]:
         """New memory for every output that the graph can write to directly, None for the others."""
