@@ -156,8 +156,9 @@ class Instance:
 
     def _outputs_to_hand(self) -> list[Tensor | None]:
         """New memory for every output that the graph can write to directly, None for the others."""
-        bound = self.memory.bound
-        return [torch.empty_like(o) if n in bound else None for n, o in zip(self.runner.plan.outputs, self._outputs, strict=True)]
+        bound, names = self.memory.bound, self.runner.plan.outputs
+        with torch.inference_mode(False):  # the next call may be outside the mode that this one is in
+            return [torch.empty_like(o) if n in bound else None for n, o in zip(names, self._outputs, strict=True)]
 
     def _first(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the steps one by one, which is also what makes libraries choose their kernels; then record the graph."""

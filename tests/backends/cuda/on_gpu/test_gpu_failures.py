@@ -132,7 +132,8 @@ def test_no_memory_for_a_call() -> None:
     other = -x
     wanted = run([other])[0].clone(), run([x])[0].clone()
     with little_memory(16 << 20), pytest.raises(OutOfDeviceMemory, match="the GPU has no memory for"):
-        run([other])  # an output is the user's
+        kept = [run([given])[0] for given in (x, other, other)]  # outputs are the user's
+        del kept
     assert torch.equal(run([other])[0], wanted[0]), "the graph still read the input of the call before"
     assert torch.equal(run([x])[0], wanted[1])
 
