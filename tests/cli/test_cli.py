@@ -17,6 +17,9 @@ from typer.testing import CliRunner
 
 import torchsmith
 from torchsmith.bench import PEERS
+from torchsmith.bench.gpu import GpuOptions
+from torchsmith.bench.gpu_sides import GPU_SIDES
+from torchsmith.bench.sides import SUBJECT
 from torchsmith.cli import app, bench, flags, show
 from torchsmith.config import options
 
@@ -123,7 +126,9 @@ def test_stages_add_up() -> None:
 
 
 def test_bench_s_peers_are_its_default() -> None:
-    assert flags.names(bench.PEERS) == list(PEERS)
+    assert flags.names(bench.PEERS["cpu"]) == list(PEERS)
+    assert flags.names(bench.PEERS["cuda"]) == [side for side in GPU_SIDES if side != SUBJECT]
+    assert GpuOptions().seconds == bench.SECONDS["cuda"] and GpuOptions().precision == bench.PRECISIONS["cuda"]
 
 
 def test_ops_are_counted(cli: Any) -> None:

@@ -156,8 +156,11 @@ class Station:
 
 def expect(module: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The outputs in float64, on the CPU, with no algorithm search for what runs once."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
         return [out.cpu() for out in reference(module, inputs)]
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def errors(built: Built, checks: list[tuple[Inputs, list[Tensor]]]) -> float:

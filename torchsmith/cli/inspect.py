@@ -54,9 +54,9 @@ def inspect(
     measure: Annotated[bool, typer.Option("--measure", help="time every step of GPU engines, on this machine's GPU")] = False,
     json: Annotated[bool, typer.Option("--json", help="print what is in it as JSON")] = False,
 ) -> None:
-    """Show what is in a package, whether it runs here, and of engines for GPUs every step.
+    """Show what is in a package, and whether it runs here.
 
-    The whole file is held to its checksums; no engine is loaded and nothing in it is run, unless steps are measured.
+    Of engines for GPUs it lists every step. The whole file is held to its checksums; no engine is loaded and nothing in it is run, unless steps are measured.
 
     \b
     Example:

@@ -56,9 +56,9 @@ def called(module: CompiledModule) -> list[str]:
 
 @pytest.mark.usefixtures("libraries_first")
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT])
-@pytest.mark.parametrize("benchmark", [False, True])
-def test_an_engine_of_libraries(dtype: torch.dtype, benchmark: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if benchmark:  # as the tuner may choose
+@pytest.mark.parametrize("searched", [False, True])
+def test_an_engine_of_libraries(dtype: torch.dtype, searched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if searched:  # as the tuner may choose
         configs = cudnn.CudnnTemplate.configs
         monkeypatch.setattr(
             cudnn.CudnnTemplate, "configs", lambda self, e: [cudnn.CudnnConfig(c.variant, True) for c in configs(self, e)[:1]]
@@ -80,10 +80,10 @@ def test_every_size_has_its_own_choice() -> None:
 
 
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT])
-@pytest.mark.parametrize("benchmark", [False, True])
+@pytest.mark.parametrize("searched", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_fused_convolution(dtype: torch.dtype, benchmark: bool, residual: bool) -> None:
-    op = LibraryConvolution((2, 1), (1, 0), (1, 1), 1, "relu", benchmark)
+def test_a_fused_convolution(dtype: torch.dtype, searched: bool, residual: bool) -> None:
+    op = LibraryConvolution((2, 1), (1, 0), (1, 1), 1, "relu", searched)
     x, weight, bias, more = (
         torch.randn(*shape, device="cuda", dtype=dtype) for shape in ((2, 16, 9, 7), (24, 16, 3, 1), (24,), (2, 24, 5, 7))
     )
