@@ -56,7 +56,8 @@ def inspect(
 ) -> None:
     """Show what is in a package, and whether it runs here.
 
-    Of engines for GPUs it lists every step. The whole file is held to its checksums; no engine is loaded and nothing in it is run, unless steps are measured.
+    Of engines for GPUs it lists every step. The whole file is held to its checksums; no engine is loaded and nothing in it is run,
+    unless steps are measured.
 
     \b
     Example:
