@@ -28,8 +28,8 @@ def stem(
     """One block of y. Grid: (blocks of M * blocks of N, groups).
 
     N, C: output and input channels of a group. w: (groups * N, C * R * S up to a multiple of BLOCK_K, zero beyond), its columns
-    counting (channel, row, column) where CHANNELS_FIRST, else (row, column, channel). PROLOGUE: of what is loaded; ZERO_STAYS:
-    whether it gives zero for zero, as padding needs.
+    counting (channel, row, column) where CHANNELS_FIRST, else (row, column, channel). y_image, y_row: None where all pixels of y
+    lie in one sweep, y_pixel apart. PROLOGUE: of what is loaded; ZERO_STAYS: whether it gives zero for zero, as padding needs.
     """
     K: tl.constexpr = C * R * S
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
@@ -72,7 +72,10 @@ def stem(
         acc, rows[:, None], cols[None, :], row_mask[:, None], col_mask[None, :],
         e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     )  # fmt: skip
-    place = (image * y_image + out_h * y_row + out_w * y_pixel)[:, None] + cols[None, :] * y_channel
+    if y_image is None:
+        place = rows[:, None] * y_pixel + cols[None, :] * y_channel
+    else:
+        place = (image * y_image + out_h * y_row + out_w * y_pixel)[:, None] + cols[None, :] * y_channel
     tl.store(y + place, acc.to(y.dtype.element_ty), mask=row_mask[:, None] & col_mask[None, :])
 
 

@@ -122,7 +122,7 @@ def add_block(
 @triton.jit
 def stem_taps(
     x, w, y, M, N, H, W, OH, OW,
-    x_image, x_channel, x_row, x_pixel, y_image, y_channel, y_row, y_pixel,
+    x_image, x_channel, x_row, x_pixel, y_row, y_col,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     C: tl.constexpr, R: tl.constexpr, T: tl.constexpr, WIDE: tl.constexpr, K: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
@@ -153,8 +153,7 @@ def stem_taps(
         rows = first + index * BLOCK_M + tl.arange(0, BLOCK_M)
         row_mask = rows < M
         image = rows // (OH * OW)
-        out_h, out_w = rows % (OH * OW) // OW, rows % OW
-        h, v = out_h * STRIDE_H - PAD_H, out_w * STRIDE_W - PAD_W
+        h, v = rows % (OH * OW) // OW * STRIDE_H - PAD_H, rows % OW * STRIDE_W - PAD_W
         place = image * x_image + h * x_row + v * x_pixel
         if WIDE > 1:
             lanes = tl.arange(0, WIDE)[None, :]
@@ -176,8 +175,11 @@ def stem_taps(
             acc, rows[:, None], cols[None, :], row_mask[:, None], col_mask[None, :],
             e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
         )  # fmt: skip
-        to = (image * y_image + out_h * y_row + out_w * y_pixel)[:, None] + cols[None, :] * y_channel
-        tl.store(y + to, acc.to(y.dtype.element_ty), mask=row_mask[:, None] & col_mask[None, :])
+        tl.store(
+            y + rows[:, None] * y_row + cols[None, :] * y_col,
+            acc.to(y.dtype.element_ty),
+            mask=row_mask[:, None] & col_mask[None, :],
+        )
     let_next_start(PDL)
 
 

@@ -67,13 +67,14 @@ class StemTemplate:
         w = e.packed(p.weight, f"{order}{config.block_k}", lambda t: flat_weights(t, first, config.block_k))
         writer, epilogue = epilogue_of(e, p)
         prologue = prologue_of(e, p, writer)
+        out_strides = p.out_strides if p.row_stride is None else (None, p.out_strides[1], None, p.row_stride)
         e.launch(
             stem,
             (ceildiv(p.pixels, config.block_m) * -(-filters // config.block_n), p.groups),
             {
                 **dict(x=p.x, w=w, y=p.output, M=p.pixels, N=filters, H=p.size[0], W=p.size[1], OH=p.out_size[0], OW=p.out_size[1]),
                 **dict(zip(("x_image", "x_channel", "x_row", "x_pixel"), p.strides, strict=True)),
-                **dict(zip(("y_image", "y_channel", "y_row", "y_pixel"), p.out_strides, strict=True)),
+                **dict(zip(("y_image", "y_channel", "y_row", "y_pixel"), out_strides, strict=True)),
                 **writer.arguments(),
                 **dict(C=channels, R=p.kernel[0], S=p.kernel[1], CHANNELS_FIRST=first),
                 **dict(STRIDE_H=p.stride[0], STRIDE_W=p.stride[1], PAD_H=p.padding[0][0], PAD_W=p.padding[1][0]),

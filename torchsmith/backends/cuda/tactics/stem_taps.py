@@ -50,22 +50,23 @@ class StemTapsTemplate:
             raise Unsupported("products in float32: the sums, not the loads, take the time")
         if p.groups > 1:
             raise Unsupported(f"{p.groups} groups; it takes one")
+        if p.row_stride is None:
+            raise Unsupported("the output's pixels do not lie in one sweep")
         if count > MOST_TAPS:
             raise Unsupported(f"a sum over {count} channels and taps; it takes up to {MOST_TAPS}")
         if few and count < MANY_TAPS:
             raise Unsupported(f"{p.pixels} pixels, {count} channels and taps; it takes {MANY_PIXELS} pixels or {MANY_TAPS} taps")
         wide = 4 if pairs(e, p) else 1
         n = max(16, min(128, 1 << (p.filters - 1).bit_length()))
-        found = [c for c in _guesses(n, wide, few) if c.block_k <= -(-count // 16) * 16]
+        found = [c for c in _guesses(n, wide, few) if c.block_k < 2 * _length(p, c.wide)]
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written
         return found
 
     def emit(self, e: Emission, config: StemTapsConfig) -> None:
         p, wide = problem_of(e), config.wide
-        # with pairs, the first column is the even one at or before the window's first
-        lead = p.padding[1][0] % min(wide, 2)
+        lead = _lead(p, wide)
         across = -(-(p.kernel[1] + lead) // wide)
-        total = p.channels * p.kernel[0] * across * wide
+        total = _length(p, wide)
         last = max(16, 1 << (total % config.block_k - 1).bit_length()) if total % config.block_k else config.block_k
         last = min(last, config.block_k)
         k = (total - 1) // config.block_k * config.block_k + last
@@ -83,7 +84,7 @@ class StemTapsTemplate:
                     x=p.x, w=w, y=p.output, M=p.pixels, N=p.filters, H=p.size[0], W=p.size[1], OH=p.out_size[0], OW=p.out_size[1]
                 ),
                 **dict(zip(("x_image", "x_channel", "x_row", "x_pixel"), p.strides, strict=True)),
-                **dict(zip(("y_image", "y_channel", "y_row", "y_pixel"), p.out_strides, strict=True)),
+                **dict(y_row=p.row_stride, y_col=p.out_strides[1]),
                 **writer.arguments(),
                 **dict(C=p.channels, R=p.kernel[0], T=across, WIDE=wide, K=k, STRIDE_H=p.stride[0], STRIDE_W=p.stride[1]),
                 **dict(PAD_H=p.padding[0][0], PAD_W=p.padding[1][0] + lead, DILATION_H=p.dilation[0], DILATION_W=p.dilation[1]),
@@ -121,14 +122,28 @@ def _guesses(n: int, wide: int, few: bool) -> list[StemTapsConfig]:
     return [
         StemTapsConfig(128, narrow, 32, wide, 4, 4, swapped),
         StemTapsConfig(128, narrow, 32, wide, 4, 1, swapped),
-        *([StemTapsConfig(128, narrow, 64, wide, 4, 4, True), StemTapsConfig(128, narrow, 32, wide, 4)] if swapped else ()),
+        *(
+            [StemTapsConfig(128, narrow, 64, wide, 4, 4, True), StemTapsConfig(128, narrow, 32, wide, 4)]
+            if swapped
+            else [StemTapsConfig(128, narrow, 64, wide, 4, 4)]
+        ),
         *([StemTapsConfig(128, n, 32, wide, 4, 4, True)] if n > narrow else ()),
         *([StemTapsConfig(128, narrow, 32, 1, 4, 4, swapped)] if wide > 1 else ()),
+        StemTapsConfig(64, narrow, 64, wide, 4, 8, swapped),
         StemTapsConfig(64, narrow, 32, wide, 4, 4, swapped),
         *([StemTapsConfig(256, narrow, 32, wide, 4, 2), StemTapsConfig(64, narrow, 32, wide, 2, 4)] if not swapped else ()),
         StemTapsConfig(256, narrow, 32, wide, 8, 2, swapped),
-        StemTapsConfig(128, narrow, 16, wide, 4, 4, swapped),
     ]
+
+
+def _lead(p: Problem, wide: int) -> int:
+    """Columns before the window: with pairs, the first that is loaded is an even one."""
+    return p.padding[1][0] % min(wide, 2)
+
+
+def _length(p: Problem, wide: int) -> int:
+    """Of the sum, zeros between included."""
+    return p.channels * p.kernel[0] * -(-(p.kernel[1] + _lead(p, wide)) // wide) * wide
 
 
 def pairs(e: Emission, p: Problem) -> bool:
