@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ C_TYPES: dict[str, Any] = {
     **{"i1": ctypes.c_int32, "i8": ctypes.c_int8, "i16": ctypes.c_int16, "i32": ctypes.c_int32, "i64": ctypes.c_int64},
     **{"u8": ctypes.c_uint8, "u32": ctypes.c_uint32, "u64": ctypes.c_uint64, "fp32": ctypes.c_float, "fp64": ctypes.c_double},
 }
+_unused: deque[Any] = deque()  # libraries of functions that are gone
 _LARGE_SHARED = 48 << 10  # bytes of shared memory above which a function must ask for more
 
 
@@ -50,11 +52,13 @@ class Function:
     def __init__(self, code: bytes, symbol: str, threads: int, shared_bytes: int, pdl: bool, types: Sequence[str]) -> None:
         cuda = driver()
         torch.cuda.current_stream()  # the device's context exists from here on
+        while _unused:
+            cuda.cuLibraryUnload(_unused.popleft())
         self._library = check(cuda.cuLibraryLoadData(code, [], [], 0, [], [], 0), f"load the kernel {symbol}")
         kernel = check(cuda.cuLibraryGetKernel(self._library, symbol.encode()), f"find the kernel {symbol} in its code")
         self.handle = check(cuda.cuKernelGetFunction(kernel), f"put the kernel {symbol} on this device")
         self.threads, self.shared_bytes, self.pdl = threads, shared_bytes, pdl
-        self.types = [ctypes.c_uint64 if t.startswith("*") else C_TYPES[t] for t in types]
+        self.types: list[Any] = [ctypes.c_uint64 if t.startswith("*") else C_TYPES[t] for t in types]
         if shared_bytes > _LARGE_SHARED:
             attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(
@@ -63,9 +67,10 @@ class Function:
             )
 
     def __del__(self) -> None:
+        """Code is unloaded when other code is loaded: garbage may be collected while a CUDA graph is recorded, which that would end."""
         library = getattr(self, "_library", None)
-        if library is not None and _alive():
-            driver().cuLibraryUnload(library)
+        if library is not None:
+            _unused.append(library)
 
     def launch(self, grid: Sequence[int], arguments: Sequence[int | float], stream: int) -> None:
         """Enqueue on a raw stream. arguments: addresses and numbers. A grid with a zero launches nothing."""
@@ -87,10 +92,3 @@ class Function:
             attribute.value.programmaticStreamSerializationAllowed = 1
             config.attrs, config.numAttrs = [attribute], 1
         check(cuda.cuLaunchKernelEx(config, self.handle, ctypes.addressof(pointers), 0), "launch a kernel")
-
-
-def _alive() -> bool:
-    """Whether the interpreter still runs: at its end the driver may be gone before us."""
-    import sys
-
-    return not sys.is_finalizing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from torchsmith.backends.cuda.driver import Function, check, driver
 
+_unused: deque[Any] = deque()  # executables of graphs that are gone
 SCRATCH_POINTERS = 2  # that follow a Triton kernel's arguments
 
 
@@ -30,6 +32,8 @@ class RecordedGraph:
         """captured: with keep_graph=True. edges: names with (first address, bytes); only kernels of `functions` touch them."""
         cuda = driver()
         self._captured = captured  # its memory pool is the graph's
+        while _unused:
+            cuda.cuGraphExecDestroy(_unused.popleft())
         graph = cuda.CUgraph(captured.raw_cuda_graph())
         self._executable = check(cuda.cuGraphInstantiate(graph, 0), "make a graph of the engine's steps")
         self._nodes: list[tuple[Any, Any]] = []
@@ -90,4 +94,4 @@ class RecordedGraph:
     def __del__(self) -> None:
         executable = getattr(self, "_executable", None)
         if executable is not None:
-            driver().cuGraphExecDestroy(executable)
+            _unused.append(executable)  # destroyed when another is made: this may be while a graph is recorded

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from torchsmith import sizes
 from torchsmith.backends.cuda.driver import Function
@@ -100,7 +101,8 @@ class Instance:
         self.inputs = [self.memory.tensor(name) for name in plan.inputs]
         self._lock = threading.Lock()
         self._graph: RecordedGraph | None = None
-        self._stream = 0  # the raw stream of the last call
+        self._home = raw_stream(runner.device.index)  # that PyTorch gives the memory back to
+        self._stream = self._home  # of the last call
         self._outputs: list[Tensor] = []
         self._fresh: list[Tensor | None] = []  # for the next call on the same stream: made while the GPU is at work
         self._edges_in = [
@@ -149,8 +151,10 @@ class Instance:
     def __del__(self) -> None:
         """The memory may be used again behind the last call, whatever stream that was on."""
         memory = getattr(self, "memory", None)
-        if memory is not None and self._graph is not None and not sys.is_finalizing():
-            last = torch.cuda.ExternalStream(self._stream, self.runner.device)  # type: ignore[no-untyped-call]
+        if memory is None or self._graph is None or self._stream == self._home or sys.is_finalizing():
+            return
+        last = torch.cuda.ExternalStream(self._stream, self.runner.device)  # type: ignore[no-untyped-call]
+        with _disable_current_modes():  # garbage may be collected while someone traces
             for tensor in (memory.arena, *(memory.given[name] for name in {*self.runner.plan.inputs, *memory.bound})):
                 tensor.record_stream(last)
 
@@ -176,11 +180,13 @@ class Instance:
         side.wait_stream(stream)
         captured = torch.cuda.CUDAGraph(keep_graph=True)
         with _recording, torch.cuda.stream(side):
+            torch._C._cuda_clearCublasWorkspaces()  # each graph has its own, which no other one runs over
             captured.capture_begin(capture_error_mode="thread_local")
             try:
                 outputs = self._steps(side)
             finally:
                 captured.capture_end()
+                torch._C._cuda_clearCublasWorkspaces()
         stream.wait_stream(side)
         edges = {name: (self.memory.address(name), self.memory.given[name].nbytes) for name in self.memory.bound}
         self._graph, self._outputs = RecordedGraph(captured, self.runner.functions, edges), outputs

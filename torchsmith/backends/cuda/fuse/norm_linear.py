@@ -26,10 +26,10 @@ def norm_linear(graph: Graph) -> Graph:
 def _is_norm(node: Node, graph: Graph) -> bool:
     """Whether the node is a layer norm over the last dimension with constant weights, and nothing else."""
     inner = _inner(node)
-    op, x = inner[0].op, inner[0].inputs[0]
+    op = inner[0].op
     if len(inner) > 1 or type(op).__name__ != "LayerNorm" or op.dims != 1:  # type: ignore[attr-defined]
         return False
-    half = x.type.dtype in (torch.float16, torch.bfloat16)
+    half = inner[0].inputs[0].type.dtype in (torch.float16, torch.bfloat16)
     return half and len(node.inputs) == 3 and all(v in graph.constants for v in node.inputs[1:])
 
 
