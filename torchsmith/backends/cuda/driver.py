@@ -67,7 +67,7 @@ class Function:
             )
 
     def __del__(self) -> None:
-        """Code is unloaded when other code is loaded: garbage may be collected while a CUDA graph is recorded, which that would end."""
+        """Code is unloaded when other code is loaded: this may run while a CUDA graph is recorded, which unloading would end."""
         library = getattr(self, "_library", None)
         if library is not None:
             _unused.append(library)

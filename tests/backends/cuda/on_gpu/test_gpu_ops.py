@@ -131,7 +131,7 @@ CASES: list[Case] = [
     *(case("ScatterRows", rand(7, 3), torch.tensor([1, 5, 2]), rand(3, 3), accumulate=a) for a in (False, True)),
     case("ScatterRows", rand(7, 3), torch.tensor([1, 1, 2]), rand(3, 3), accumulate=True),
     *(case("TopK", x, k=3, dim=1, largest=True, stable=True) for x in (X, whole(3, 300, high=1000))),
-    case("TopK", rand(1, 5000), k=5000, dim=1, largest=False, stable=False),
+    case("TopK", torch.randperm(2000).float().reshape(1, -1), k=2000, dim=1, largest=False, stable=False),
     case("Linear", X, rand(6, 7), rand(6)),
     case("Linear", rand(7), rand(6, 7)),
     case("MatMul", rand(2, 1, 3, 8), rand(5, 8, 4)),
