@@ -17,7 +17,7 @@ from torchsmith.backends.cuda.cubins import Cubin, compile_kernel
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.layout import place
-from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.steps import Kernel, Launch
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
 from torchsmith.errors import Unsupported
 
@@ -31,6 +31,20 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         z: Tensor = self.linear(x) + y
+        return z
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excite between two 1×1 convolutions."""
+
+    def __init__(self, k: int, n: int) -> None:
+        super().__init__()
+        self.enter, self.squeeze, self.excite, self.leave = (nn.Conv2d(*c, 1) for c in ((16, k), (k, 8), (8, k), (k, n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.enter(x))
+        gate = torch.sigmoid(self.excite(F.silu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        z: Tensor = self.leave(y * gate)
         return z
 
 
@@ -70,6 +84,17 @@ def test_wide_tiles_and_many_tiles_a_block_fit() -> None:
         (step,) = launches(Residual(768, 768), big, "gemm", "gemm", config)
         made = compile_kernel(step.kernel, 90)
         assert isinstance(made, Cubin), made
+
+
+@interpreted
+def test_a_gate_is_loaded_ahead() -> None:
+    """Of 256 halves four warps load four bytes each, which is what can go to shared memory while the step before runs."""
+    config = GemmConfig(32, 16, 256, 4, 3, ahead=True)
+    (step,) = launches(Gated(672, 112), [torch.zeros(1, 16, 14, 14)], "gemm", "gemm", config)
+    assert isinstance(step.kernel, Kernel) and dict(step.kernel.constants)["PROLOGUE"] is not None
+    made = compile_kernel(step.kernel, 90)
+    assert isinstance(made, Cubin), made
+    assert made.shared_bytes >= 2 * (32 + 16 + 1) * 256 * 2
 
 
 @interpreted

@@ -43,7 +43,8 @@ class HookWriter:
     """Writes one hook.
 
     coordinates: which index counts which dimensions of the hook's space; see `Space`. operands, sizes: what the kernel's
-    parameters e0.. and z0.. are to be.
+    parameters e0.. and z0.. are to be. places: lines that coordinates need. lines: all others. loads: of `lines`, those that
+    load: what is loaded, and the type that it is computed in.
     """
 
     placed: Placed
@@ -51,6 +52,8 @@ class HookWriter:
     operands: list[Value] = field(default_factory=list)
     sizes: list[Dim] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    loads: dict[int, tuple[str, str]] = field(default_factory=dict)
     names: dict[Value, str] = field(default_factory=dict)
 
     def operand(self, value: Value) -> str:
@@ -147,6 +150,7 @@ class HookWriter:
         if space.masks is not None:
             mask = " & ".join(m for index, m in space.masks if m and self._depends(value, space, index))
         guard = "" if where == "0" or not mask else f", mask={mask}, other=0"
+        self.loads[len(self.lines)] = (f"tl.load({pointer} + {where}{guard})", f"tl.{register}")
         self.lines.append(f"{name} = tl.load({pointer} + {where}{guard}).to(tl.{register})")
         self.names[value] = name
         return name
@@ -167,17 +171,35 @@ class HookWriter:
 
     def hook(self, kind: str, parameters: Sequence[str], returns: Sequence[str]) -> Hook:
         """One function of the lines. returns: names; nothing where what it does is to store."""
-        body = "".join(f"    {line}\n" for line in self.lines)
-        body += f"    return {', '.join(returns)}\n" if returns else ""
-        text = f"({', '.join(parameters)}, {PARAMETERS}):\n{body}"
-        name = f"{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        return Hook(name, f"def {name}{text}")
+        return _function(kind, parameters, [*self.places, *self.lines], ", ".join(returns))
+
+    def early_hook(self, kind: str, parameters: Sequence[str], returns: Sequence[str]) -> tuple[Hook | None, Hook]:
+        """The same in two: what loads the operands, None where there are none, and what computes.
+
+        The first parameter is for the second only, which also takes `loaded`, the first's tuple, next.
+        """
+        if not self.loads:
+            return None, self.hook(kind, parameters, returns)
+        first, *others = parameters
+        lines = list(self.lines)
+        for position, (index, (_, register)) in enumerate(self.loads.items()):
+            lines[index] = f"v{index} = loaded[{position}].to({register})"
+        loads = "".join(f"{load}, " for load, _ in self.loads.values())
+        early = _function(f"{kind}_loads", others, self.places, f"({loads})")
+        return early, _function(kind, [first, "loaded", *others], [*self.places, *lines], ", ".join(returns))
 
     def arguments(self) -> dict[str, Value | Dim | None]:
         """The kernel's parameters e0.. and z0..."""
         operands = dict(zip((f"e{i}" for i in range(OPERANDS)), [*self.operands, *[None] * OPERANDS], strict=False))
         sizes = dict(zip((f"z{i}" for i in range(SIZES)), [*self.sizes, *[None] * SIZES], strict=False))
         return {**operands, **sizes}
+
+
+def _function(kind: str, parameters: Sequence[str], lines: Sequence[str], returns: str) -> Hook:
+    body = "".join(f"    {line}\n" for line in [*lines, *([f"return {returns}"] if returns else [])])
+    text = f"({', '.join(parameters)}, {PARAMETERS}):\n{body}"
+    name = f"{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return Hook(name, f"def {name}{text}")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ CONFIGS = [
     GemmConfig(16, 32, 16, 4, 2, split_k=3),
     GemmConfig(32, 32, 16, 4, 2, programs=3, group_m=2),
     GemmConfig(64, 64, 16, 1, 2),  # the epilogue in halves
+    GemmConfig(16, 16, 16, 1, 2, chains=4),
+    GemmConfig(16, 32, 16, 2, 2, split_k=2, chains=2),
 ]
 
 

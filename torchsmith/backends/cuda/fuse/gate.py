@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchsmith.backends.cuda.fuse.epilogue import kind_of
 from torchsmith.backends.cuda.fuse.fused import wrap
-from torchsmith.ir.dim import same
+from torchsmith.ir.dim import Shape, same
 from torchsmith.ir.graph import Graph, Node
 
 
@@ -20,7 +20,12 @@ def gate(graph: Graph) -> Graph:
         if scaled is None or x in outputs or len(users[x]) != 1 or str(scaled.op) != "Binary[mul]":
             continue
         wide = [v for v in scaled.inputs if v.type.shape == x.type.shape]
-        narrow = [v for v in scaled.inputs if all(same(n, 1) for n in v.type.shape[2:]) and v.type.rank == x.type.rank]
+        narrow = [v for v in scaled.inputs if v.type.rank == x.type.rank and _is_gate(v.type.shape, x.type.shape)]
         if len(wide) == 1 and len(narrow) == 1:
             clusters.append(("gemm", [scaled, node]))
     return wrap(graph, clusters)
+
+
+def _is_gate(shape: Shape, x: Shape) -> bool:
+    """Whether there is one for each channel: where the product loads none, past the last, it then loads no gate either."""
+    return all(same(n, 1) for n in shape[2:]) and same(shape[1], x[1]) and not same(x[1], 1)

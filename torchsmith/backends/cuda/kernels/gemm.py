@@ -22,31 +22,40 @@ def gemm(
     a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col, c_split, c_batch, c_row, c_col,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr,
-    PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PROLOGUE: tl.constexpr, EARLY: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHAINS: tl.constexpr, GROUP_M: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, HALVES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One block of C. Grid: (blocks of M * blocks of N, batch, parts of K).
 
     K_PART: how much of K one block sums; where that is not all of it, C holds float32 sums of the parts, `c_split` apart, and
     EPILOGUE is None. A_INNER: where rows count two dimensions of A that are not one: the inner one's size (its stride is
-    `a_row`, the outer one's `a_outer`). EVEN_M, EVEN_N: whether no block reaches past M, N. AHEAD: how many 128-byte lines
-    of each of its rows of B a block brings into L2 before it waits for what comes before it.
+    `a_row`, the outer one's `a_outer`). EARLY: loads EPILOGUE's operands before the product, or None. CHAINS: 1, 2 or 4 sums
+    of each element of C, of BLOCK_K in turn: a sum's next step waits for its last. EVEN_M, EVEN_N: whether no block reaches
+    past M, N. AHEAD: how many 128-byte lines of each of its rows of B a block brings into L2 before it waits for what comes
+    before it.
     """
     batch, split = tl.program_id(1), tl.program_id(2)
     block_m, block_n = place(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     if AHEAD > 0:
         fetch_ahead(b, split * K_PART, block_m, block_n, M, N, b_row, K, BLOCK_M, BLOCK_N, AHEAD)
     wait_for_inputs(PDL)
+    loaded = None
+    if EARLY is not None:
+        rows = (block_m * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
+        cols = (block_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+        loaded = EARLY(
+            batch, block_m * BLOCK_M, rows, cols, rows < M, cols < N, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3
+        )  # fmt: skip
     acc = multiply(
         a, b, batch, split, block_m, block_n, M, N, a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col,
         e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
-        K, K_PART, A_INNER, PROLOGUE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_M, EVEN_N,
+        K, K_PART, A_INNER, PROLOGUE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, CHAINS, EVEN_M, EVEN_N,
     )  # fmt: skip
     let_next_start(PDL)
     finish(
         acc, c + split * c_split, batch, block_m * BLOCK_M, block_n * BLOCK_N, M, N, c_batch, c_row, c_col,
-        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N, HALVES,
+        e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3, EPILOGUE, BLOCK_M, BLOCK_N, EVEN_M, EVEN_N, HALVES, loaded,
     )  # fmt: skip
 
 
@@ -56,8 +65,8 @@ def gemm_persistent(
     a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col, c_split, c_batch, c_row, c_col,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr,
-    PROLOGUE: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PROLOGUE: tl.constexpr, EARLY: tl.constexpr, EPILOGUE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHAINS: tl.constexpr, GROUP_M: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, HALVES: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The same with as many blocks as fit the device, each going through tiles. Grid: (blocks, batch)."""
@@ -70,7 +79,7 @@ def gemm_persistent(
         acc = multiply(
             a, b, batch, 0, block_m, block_n, M, N, a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col,
             e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
-            K, K_PART, A_INNER, PROLOGUE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_M, EVEN_N,
+            K, K_PART, A_INNER, PROLOGUE, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, CHAINS, EVEN_M, EVEN_N,
         )  # fmt: skip
         finish(
             acc, c, batch, block_m * BLOCK_M, block_n * BLOCK_N, M, N, c_batch, c_row, c_col,
@@ -145,10 +154,11 @@ def multiply(
     a, b, batch, split, block_m, block_n, M, N, a_batch, a_outer, a_row, a_col, b_batch, b_row, b_col,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     K: tl.constexpr, K_PART: tl.constexpr, A_INNER: tl.constexpr, PROLOGUE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_M: tl.constexpr, EVEN_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHAINS: tl.constexpr,
+    EVEN_M: tl.constexpr, EVEN_N: tl.constexpr,
 ):  # fmt: skip
-    """The float32 sums of one block of C over one part of K."""
-    EVEN_K: tl.constexpr = K % K_PART == 0 and K_PART % BLOCK_K == 0
+    """The float32 sums of one block of C over one part of K. CHAINS * BLOCK_K divides K_PART."""
+    EVEN_K: tl.constexpr = K % K_PART == 0
     row0 = block_m * BLOCK_M
     rows = row0 + tl.arange(0, BLOCK_M)
     cols = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -157,23 +167,37 @@ def multiply(
     a_rows = rows * a_row if A_INNER is None else (rows // A_INNER) * a_outer + (rows % A_INNER) * a_row
     a_tile = a + batch * a_batch + a_rows[:, None] + ks[None, :] * a_col
     b_tile = b + batch * b_batch + cols[None, :] * b_row + ks[:, None] * b_col
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, K_PART, BLOCK_K):
-        left = ks < K - k
-        x = load_tile(a_tile, row_mask, left[None, :], EVEN_M, EVEN_K)
-        w = load_tile(b_tile, col_mask, left[:, None], EVEN_N, EVEN_K)
-        if PROLOGUE is not None:
-            x = PROLOGUE(
-                x.to(tl.float32), batch, row0, rows[:, None], k + ks[None, :], row_mask, left[None, :],
-                e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
-            )  # fmt: skip
-            if not EVEN_K:
-                x = tl.where(left[None, :], x, 0.0)
-            x = x.to(a.dtype.element_ty)
-        acc = dot(x, w, acc, PRECISION)
-        a_tile += BLOCK_K * a_col
-        b_tile += BLOCK_K * b_col
-    return acc
+    sum0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    sum1, sum2, sum3 = sum0, sum0, sum0
+    for k in range(0, K_PART, CHAINS * BLOCK_K):
+        for chain in tl.static_range(CHAINS):
+            first = k + chain * BLOCK_K
+            left = ks < K - first
+            x = load_tile(a_tile, row_mask, left[None, :], EVEN_M, EVEN_K)
+            w = load_tile(b_tile, col_mask, left[:, None], EVEN_N, EVEN_K)
+            if PROLOGUE is not None:
+                x = PROLOGUE(
+                    x.to(tl.float32), batch, row0, rows[:, None], first + ks[None, :], row_mask, left[None, :],
+                    e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
+                )  # fmt: skip
+                # past K x and the gate are zeros, and so is this: a choice here would move x to a layout of its own
+                x = x.to(a.dtype.element_ty)
+            if chain == 0:
+                sum0 = dot(x, w, sum0, PRECISION)
+            elif chain == 1:
+                sum1 = dot(x, w, sum1, PRECISION)
+            elif chain == 2:
+                sum2 = dot(x, w, sum2, PRECISION)
+            else:
+                sum3 = dot(x, w, sum3, PRECISION)
+            a_tile += BLOCK_K * a_col
+            b_tile += BLOCK_K * b_col
+    if CHAINS == 4:
+        return (sum0 + sum1) + (sum2 + sum3)
+    elif CHAINS == 2:
+        return sum0 + sum1
+    else:
+        return sum0
 
 
 @triton.jit
@@ -181,9 +205,12 @@ def finish(
     acc, c, batch, row0, col0, M, N, c_batch, c_row, c_col,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     EPILOGUE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EVEN_M: tl.constexpr, EVEN_N: tl.constexpr,
-    HALVES: tl.constexpr,
+    HALVES: tl.constexpr, loaded=None,
 ):  # fmt: skip
-    """The epilogue of the block of C at (row0, col0), and its store. HALVES: one half of the columns after the other."""
+    """The epilogue of the block of C at (row0, col0), and its store. HALVES: one half of the columns after the other.
+
+    loaded: the epilogue's operands, where they were loaded before the product.
+    """
     if HALVES:  # in a tile of 128 sums a thread the epilogue's operands would spill
         low, high = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
         finish(
@@ -198,7 +225,11 @@ def finish(
         rows = (row0 + tl.arange(0, BLOCK_M))[:, None]
         cols = (col0 + tl.arange(0, BLOCK_N))[None, :]
         row_mask, col_mask = rows < M, cols < N
-        if EPILOGUE is not None:
+        if loaded is not None:
+            acc = EPILOGUE(
+                acc, loaded, batch, row0, rows, cols, row_mask, col_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3
+            )  # fmt: skip
+        elif EPILOGUE is not None:
             acc = EPILOGUE(acc, batch, row0, rows, cols, row_mask, col_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         pointers = c + batch * c_batch + rows * c_row + cols * c_col
         y = acc.to(c.dtype.element_ty)

@@ -11,7 +11,7 @@ from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.kernels.gemm import gemm, gemm_persistent, gemm_sum
 from torchsmith.backends.cuda.program import HookWriter
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig, gemm_configs
-from torchsmith.backends.cuda.tactics.gemm_problem import Problem, epilogue_of, problem_of, prologue_of
+from torchsmith.backends.cuda.tactics.gemm_problem import Problem, early_epilogue_of, epilogue_of, problem_of, prologue_of
 from torchsmith.ir.dim import Dim, floordiv
 
 SUM_BLOCK_M, SUM_BLOCK_N = 8, 64
@@ -44,9 +44,13 @@ class GemmTemplate:
 
 def emit_whole(e: Emission, p: Problem, c: GemmConfig) -> None:
     """One kernel."""
-    part = -(-p.k // c.block_k) * c.block_k
+    depth = c.block_k * c.chains
+    part = -(-p.k // depth) * depth
     writer = HookWriter(e.views, e.constant)
-    epilogue = epilogue_of(e, p, writer, c.block_m, c.block_n)
+    if is_early(c):
+        early, epilogue = early_epilogue_of(e, p, writer, c.block_m, c.block_n)
+    else:
+        early, epilogue = None, epilogue_of(e, p, writer, c.block_m, c.block_n)
     prologue = prologue_of(e, p, writer, c.block_m, part)
     tiles = ceildiv(p.m, c.block_m) * -(-p.n // c.block_n)
     c_batch, c_row, c_col = p.c_strides
@@ -56,7 +60,7 @@ def emit_whole(e: Emission, p: Problem, c: GemmConfig) -> None:
         {
             **operands(p, c, part),
             **dict(c=p.output, c_split=0, c_batch=c_batch, c_row=c_row, c_col=c_col),
-            **dict(PROLOGUE=prologue, EPILOGUE=epilogue),
+            **dict(PROLOGUE=prologue, EARLY=early, EPILOGUE=epilogue),
             **writer.arguments(),
         },
         writes=[p.output],
@@ -67,7 +71,8 @@ def emit_whole(e: Emission, p: Problem, c: GemmConfig) -> None:
 
 def emit_split(e: Emission, p: Problem, c: GemmConfig) -> None:
     """One kernel that sums parts of K, and one that adds them up."""
-    part = -(-p.k // (c.block_k * c.split_k)) * c.block_k
+    depth = c.block_k * c.chains
+    part = -(-p.k // (depth * c.split_k)) * depth
     splits = -(-p.k // part)
     parts = e.temporary((splits, p.batch, p.m, p.n), torch.float32, "parts")
     split, batch, row, col = e.view(parts).strides
@@ -80,7 +85,7 @@ def emit_split(e: Emission, p: Problem, c: GemmConfig) -> None:
         {
             **operands(p, c, part),
             **dict(c=parts, c_split=split, c_batch=batch, c_row=row, c_col=col),
-            **dict(PROLOGUE=prologue, EPILOGUE=None),
+            **dict(PROLOGUE=prologue, EARLY=None, EPILOGUE=None),
             **writer.arguments(),
         },
         writes=[parts],
@@ -111,7 +116,7 @@ def operands(p: Problem, c: GemmConfig, part: int) -> dict[str, Any]:
         **dict(a=p.a, b=p.b, M=p.m, N=p.n, K=p.k, K_PART=part, A_INNER=p.a_rows.inner),
         **dict(a_batch=p.a_batch, a_outer=p.a_rows.outer, a_row=p.a_rows.stride, a_col=p.a_col),
         **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION="ieee", PDL=True),
-        **dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, GROUP_M=c.group_m),
+        **dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, CHAINS=c.chains, GROUP_M=c.group_m),
         **dict(EVEN_M=even(p.m, c.block_m), EVEN_N=even(p.n, c.block_n), HALVES=halves(c), AHEAD=lines_ahead(p, c, part)),
     }
 
@@ -127,6 +132,11 @@ def lines_ahead(p: Problem, c: GemmConfig, part: int) -> int:
 def halves(c: GemmConfig) -> bool:
     """Whether threads hold so many sums that the epilogue's operands would not fit beside them."""
     return c.block_m * c.block_n >= 4096 * c.num_warps and c.block_n >= 32
+
+
+def is_early(c: GemmConfig) -> bool:
+    """Whether the epilogue's operands are loaded before the product: threads hold few sums, so there is room for them."""
+    return not c.programs and c.block_m * c.block_n <= 16 * 32 * c.num_warps
 
 
 def even(size: Dim, block: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 PROCESSORS, SHARED_BYTES, REGISTERS = 132, 220_000, 65536
 L2_BYTES, L2_BYTES_EACH, DRAM_BYTES = 5000, 56, 1700
 LATENCY, START = 900, 1500  # cycles from asking memory to having it; of a kernel besides its loop
+CHAIN = 34  # from a product of 16 elements of K to the next one of the same sum
 LAUNCH = 1700  # cycles that one more dependent kernel costs
 # What every architecture's blocks may have.
 SHARED_EVERYWHERE = 98304
@@ -20,6 +22,7 @@ class GemmConfig:
     """split_k: over how many blocks K is divided, whose sums a second kernel adds. ahead: bring B into L2 before waiting for A.
 
     programs: 0 for a block a tile, else how many blocks go through the tiles. group_m: rows of tiles that run together.
+    chains: how many sums a block makes of each element, of block_k in turn, so that they need not wait for each other.
     """
 
     block_m: int
@@ -31,29 +34,38 @@ class GemmConfig:
     ahead: bool = False
     programs: int = 0
     group_m: int = 8
+    chains: int = 1
 
     @property
     def shared_bytes_of_one(self) -> int:
         """Shared memory for the tiles, were elements one byte."""
-        return self.num_stages * (self.block_m + self.block_n) * self.block_k
+        return self.num_stages * (self.block_m + self.block_n) * self.block_k * self.chains
 
 
 @functools.lru_cache(4096)
-def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: bool, gated: bool) -> tuple[GemmConfig, ...]:
-    """For (m, k) by (n, k), `batch` times, about a dozen. constant: B is known at build time. gated: A goes through registers."""
-    cost = functools.partial(cycles, m=m, n=n, k=k, batch=batch, item_bytes=item_bytes, gated=gated)
-    ranked = sorted(candidates(m, n, k, item_bytes), key=cost)
+def gemm_configs(
+    m: int, n: int, k: int, batch: int, item_bytes: int, constant: bool, gated: bool, chained: bool = True
+) -> tuple[GemmConfig, ...]:
+    """For (m, k) by (n, k), `batch` times, about a dozen. constant: B is known at build time. gated: A goes through registers.
+
+    chained: whether the kernel can make several sums, and takes as much of K at once as it gets.
+    """
+    cost = functools.partial(cycles, m=m, n=n, k=k, batch=batch, item_bytes=item_bytes, gated=gated, late=gated and chained)
+    ranked = sorted([*candidates(m, n, k, item_bytes), *(chains_of(m, n, k) if chained and item_bytes == 2 else ())], key=cost)
     kept = ranked[:1]
     if kept[0].shared_bytes_of_one * item_bytes > SHARED_EVERYWHERE:  # a build without a timing takes the second where that fails
         kept += [c for c in ranked if c.shared_bytes_of_one * item_bytes <= SHARED_EVERYWHERE][:1]
     for config in ranked:
-        alike = sum((c.block_m, c.block_n, c.split_k > 1) == (config.block_m, config.block_n, config.split_k > 1) for c in kept)
+        alike = [c for c in kept if (c.block_m, c.block_n, c.split_k > 1) == (config.block_m, config.block_n, config.split_k > 1)]
         if len(kept) == 10:
             break
-        if config not in kept and alike < 2 and (config.split_k == 1 or sum(c.split_k > 1 for c in kept) < 4):
+        if any(replace(c, num_stages=config.num_stages) == config for c in alike):
+            continue
+        splits, chained = sum(c.split_k > 1 for c in kept), sum(c.chains > 1 for c in kept)
+        if len(alike) < 2 and (config.split_k == 1 or splits < 4) and (config.chains == 1 or chained < (4 if k > 256 else 2)):
             kept.append(config)
     long = [c for c in kept[:3] if c.split_k == 1 and -(-m // c.block_m) * -(-n // c.block_n) > 1.5 * PROCESSORS and batch == 1]
-    through = [replace(c, programs=PROCESSORS * min(4, resident(c, item_bytes, gated))) for c in long]
+    through = [replace(c, chains=1, programs=PROCESSORS * min(4, resident(c, item_bytes, gated))) for c in long]
     if constant and m <= 1024:
         kept = [replace(c, ahead=True) for c in kept[:2]] + [kept[0]] + [replace(c, ahead=True) for c in kept[2:]]
     return tuple([*kept[:3], *through[:2], *kept[3:]][:12])
@@ -77,28 +89,60 @@ def candidates(m: int, n: int, k: int, item_bytes: int) -> Iterator[GemmConfig]:
                                 yield GemmConfig(block_m, block_n, block_k, warps, s, split)
 
 
+def chains_of(m: int, n: int, k: int) -> Iterator[GemmConfig]:
+    """Small tiles of half precision through all of K in few steps: where blocks are few, what counts is how long one takes."""
+    for block_m, block_n in itertools.product((16, 32, 64), (16, 32, 64)):
+        if block_m > max(16, up(m)) or block_n > max(16, up(n)) or block_m * block_n > 2048 or (m > 16 and block_m * block_n < 512):
+            continue
+        for block_k, chains, warps in itertools.product((64, 128, 256, 512), (1, 2, 4), (2, 4)):
+            if block_m == 64 and warps == 4 and chains > 1:  # warp-group products of several sums wait for each other
+                continue
+            depth = block_k * chains
+            steps = -(-k // depth)
+            if (
+                depth < 128
+                or steps * depth >= 2 * k
+                or block_m * block_n * chains > 32 * 32 * warps
+                or (block_k > 64 and steps > 8)
+            ):
+                continue
+            for split in (1, 2, 3, 4):
+                if split == 1 or (k >= split * depth and m * n <= 1 << 20):
+                    stages = min(5, -(-steps // split) + 1)
+                    yield GemmConfig(block_m, block_n, block_k, warps, stages, split, chains=chains)
+
+
 def _warps(area: int, half: bool) -> tuple[int, ...]:
     if not half:
         return (4,) if area <= 4096 else (8,)
     return (8,) if area > 16384 else (4, 8) if area >= 8192 else (4,)
 
 
-def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, gated: bool) -> float:
-    """What the product takes, roughly: the slowest of computing, of moving tiles and of waiting, and a little of the others."""
+def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, gated: bool, late: bool = False) -> float:
+    """What the product takes, roughly: the slowest of computing, of moving tiles and of waiting, and a little of the others.
+
+    late: a step waits for its piece of the gate where that is less than four bytes a thread, which is not loaded ahead.
+    """
+    depth = c.block_k * c.chains
     blocks = -(-m // c.block_m) * -(-n // c.block_n) * batch * c.split_k
-    steps = -(-k // (c.block_k * c.split_k))
-    part, area = steps * c.block_k, c.block_m * c.block_n
+    steps = -(-k // (depth * c.split_k))
+    part, area = steps * depth, c.block_m * c.block_n
     each = resident(c, item_bytes, gated)
     if not each:
         return float("inf")
     on_one = -(-blocks // PROCESSORS)
-    rate = 60 if item_bytes == 4 else 1600 if c.block_m >= 64 and c.num_warps % 4 == 0 else 750
+    wide = c.block_m >= 64 and c.num_warps % 4 == 0
+    rate = 60 if item_bytes == 4 else 1600 if wide else 750
     compute = on_one * area * part / (rate if c.block_k > 16 else 0.7 * rate)
     whole_bytes = (min(c.block_m, m) + min(c.block_n, n)) * min(part, k) * item_bytes
     tile_bytes = whole_bytes * ({16: 1.3, 32: 1.1}.get(c.block_k, 1) if c.block_k < k else 1)  # pieces of rows shorter than a line
     tiles = max(blocks * tile_bytes / L2_BYTES, on_one * tile_bytes / L2_BYTES_EACH)
-    step = max(LATENCY / max(1, c.num_stages - 1), 90 + c.block_k, c.block_k / 16 * 18)
-    waiting = -(-blocks // (PROCESSORS * each)) * (START + LATENCY + (steps - 1) * step)
+    # a sum's next product waits for its last; those of other sums run meanwhile
+    computing = c.block_k / 16 * (18 if wide else max(CHAIN, 14 * c.chains * area / (128 * c.num_warps)))
+    arriving = tile_bytes / (steps * L2_BYTES_EACH)
+    exposed = LATENCY / 2 if late and c.block_k < 64 * c.num_warps else 0
+    step = max(LATENCY / max(1, c.num_stages - 1), 90 + c.block_k * c.chains / 4 + computing / 2, computing) + exposed
+    waiting = -(-blocks // (PROCESSORS * each)) * (START + LATENCY + arriving + computing + exposed + (steps - 1) * step)
     memory = ((m * k + n * k) * tile_bytes / whole_bytes + m * n) * batch * item_bytes / DRAM_BYTES
     terms = (compute, tiles, waiting, memory)
     adding = LAUNCH + LATENCY + 2 * c.split_k * m * n * batch * 4 / L2_BYTES if c.split_k > 1 else 0
@@ -107,7 +151,7 @@ def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, g
 
 def resident(c: GemmConfig, item_bytes: int, gated: bool) -> int:
     """How many blocks one multiprocessor holds at once."""
-    registers = c.block_m * c.block_n / (32 * c.num_warps) + 64
+    registers = c.block_m * c.block_n * c.chains / (32 * c.num_warps) + 64
     registers += c.block_m * c.block_k / (64 * c.num_warps) if gated else 0
     if registers > 255:
         return 0

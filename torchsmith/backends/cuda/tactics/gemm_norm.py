@@ -44,7 +44,7 @@ class GemmNormTemplate:
         epilogue_of(e, p, HookWriter(e.views, e.constant), 16, 16)  # whether the hook can be written
         if not isinstance(p.m, int) or p.m > MOST_ROWS:
             raise Unsupported(f"a norm of {p.m} rows; up to {MOST_ROWS} are normalised as they are multiplied")
-        whole = gemm_configs(p.m, p.n, p.k, 1, p.a.type.dtype.itemsize, True, True)
+        whole = gemm_configs(p.m, p.n, p.k, 1, p.a.type.dtype.itemsize, True, True, chained=False)
         usable = [c for c in whole if c.split_k == 1 and not c.programs and p.k % c.block_k == 0]
         if not usable:
             raise Unsupported(f"a norm over {p.k} features, which no block divides")

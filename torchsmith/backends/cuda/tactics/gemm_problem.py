@@ -246,13 +246,23 @@ PROLOGUE_PARAMETERS = ("x", "batch", "row0", "rows", "ks", "row_mask", "k_mask")
 
 def epilogue_of(e: Emission, p: Problem, writer: HookWriter, block_m: int, block_n: int) -> Hook:
     """The bias and what follows the product, over `acc`. writer: gets the operands; it may have lines already."""
+    _epilogue(p, writer, block_m, block_n)
+    return writer.hook("epilogue", EPILOGUE_PARAMETERS, [writer.names[p.output]])
+
+
+def early_epilogue_of(e: Emission, p: Problem, writer: HookWriter, block_m: int, block_n: int) -> tuple[Hook | None, Hook]:
+    """The same in two: what loads its operands, which may run before the product, and what computes; see `early_hook`."""
+    _epilogue(p, writer, block_m, block_n)
+    return writer.early_hook("epilogue", EPILOGUE_PARAMETERS, [writer.names[p.output]])
+
+
+def _epilogue(p: Problem, writer: HookWriter, block_m: int, block_n: int) -> None:
     space = _space(p.main.type.shape, p.batch_dims, p.row_dims, p.col_dim, "cols", p, block_m, block_n, writer)
     writer.names[p.main] = "acc"
     if p.bias is not None:
         columns = Space((p.n,), (("cols", (0,)),), tuple(m for m in space.masks or () if m[0] == "cols"))
         writer.lines.append(f"acc = acc + {writer.load(p.bias, columns)}")
     writer.compute(p.parts.after, space)
-    return writer.hook("epilogue", EPILOGUE_PARAMETERS, [writer.names[p.output]])
 
 
 def prologue_of(e: Emission, p: Problem, writer: HookWriter, block_m: int, k_part: int) -> Hook | None:
@@ -286,8 +296,8 @@ def _space(
     masks = [("batch", ""), (name, inner_mask)]
     pixels = product([shape[d] for d in rows[1:]])
     if isinstance(pixels, int) and pixels > 1 and pixels % block_m == 0 and not same(shape[rows[0]], 1):
-        writer.lines.append(f"picture = row0 // {pixels}")
-        writer.lines.append(f"pixels = rows - picture * {pixels}")
+        writer.places.append(f"picture = row0 // {pixels}")
+        writer.places.append(f"pixels = rows - picture * {pixels}")
         indices += [("picture", rows[:1]), ("pixels", rows[1:])]
         masks += [("picture", ""), ("pixels", row_mask)]
     else:
