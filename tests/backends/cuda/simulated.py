@@ -73,7 +73,7 @@ def run(graph: Graph, inputs: Sequence[Tensor]) -> Simulated:
 
 
 def check(module: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float16, limit: float = 1.1) -> Simulated:
-    """Simulate the module's engine; its error must be at most `limit` times that of the same precision in PyTorch, plus rounding."""
+    """Simulate the module's engine; its error must be at most `limit` times PyTorch's in that precision, plus rounding."""
     torch.manual_seed(0)
     found = run(graph_of(module, inputs, dtype), inputs)
     rounding = {torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}[dtype]

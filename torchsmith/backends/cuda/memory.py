@@ -25,7 +25,7 @@ def arrange(lifetimes: Sequence[Lifetime]) -> tuple[dict[str, int], int]:
     """
     placed: list[tuple[int, Lifetime]] = []
     offsets: dict[str, int] = {}
-    for life in sorted(lifetimes, key=lambda l: (-l.bytes, l.first, l.name)):
+    for life in sorted(lifetimes, key=lambda life: (-life.bytes, life.first, life.name)):
         offset = 0
         for start, other in sorted(
             ((o, p) for o, p in placed if p.first <= life.last and life.first <= p.last), key=lambda t: t[0]

@@ -69,7 +69,7 @@ def flattened(nodes: Iterable[Node]) -> list[Node]:
 
 
 def wrap(graph: Graph, clusters: Sequence[tuple[str, Sequence[Node]]], nested: bool = False) -> Graph:
-    """Put one fused node in the place of each cluster: (kind, its nodes). Clusters are disjoint, and none feeds itself from outside.
+    """Put one fused node in the place of each cluster: (kind, its nodes). Clusters are disjoint; none feeds itself from outside.
 
     nested: fused nodes in a cluster stay nodes of the new body, so that a builder may take it apart into them; else their
     bodies take their places.

@@ -1,6 +1,6 @@
 """Functions that every kernel may call, and that generated text may name."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"
 from __future__ import annotations
 
 import os
@@ -41,9 +41,7 @@ def sqrt(x):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)). Five instructions, two of them of the special function unit, where a division would take a dozen."""
-    if INTERPRETED:
-        return tl.sigmoid(x)
-    elif x.dtype == tl.float64:
+    if INTERPRETED or x.dtype == tl.float64:
         return tl.sigmoid(x)
     else:
         return reciprocal(1.0 + exp2(x * -1.4426950408889634))

@@ -26,7 +26,7 @@ class ConcatTemplate:
         parts = [(e.node.inputs[i].type.shape, e.view(e.node.inputs[i]).strides) for i in left]
         loops = [loop_over(shape, e.view(output).strides, [(shape, strides)]) for shape, strides in parts]
         # those of a part that asks for tiles, if there is one, serve all
-        return configs_of(max(loops, key=lambda loop: bool(loop.rows)), output.type.dtype.itemsize)
+        return configs_of(e, max(loops, key=lambda loop: bool(loop.rows)), output.type.dtype.itemsize)
 
     def emit(self, e: Emission, config: PointwiseConfig) -> None:
         (output,) = e.node.outputs

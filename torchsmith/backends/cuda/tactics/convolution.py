@@ -101,7 +101,7 @@ class ConvolutionTemplate:
         groups, channels, filters = merged(p)
         if channels < LEAST_CHANNELS:
             raise Unsupported(f"{channels} channels a group; it takes {LEAST_CHANNELS} and more")
-        m = p.pixels if isinstance(p.pixels, int) else 1 << 14
+        m = e.likely(p.pixels, 1 << 14)
         taps, fp32 = p.kernel[0] * p.kernel[1], p.x.type.dtype == torch.float32
         found: list[tuple[float, ConvolutionConfig]] = []
         for bm, bn, bk, warps, stages in SHAPES if not fp32 else SHAPES_FP32:

@@ -17,7 +17,7 @@ class MovementTemplate:
 
     def configs(self, e: Emission) -> Sequence[PointwiseConfig]:
         self.emit(Emission(e.node, e.views, e._packed), PointwiseConfig(0, 128, 4))
-        return configs_of(loop_of(e)[0], e.node.outputs[0].type.dtype.itemsize)
+        return configs_of(e, loop_of(e)[0], e.node.outputs[0].type.dtype.itemsize)
 
     def emit(self, e: Emission, config: PointwiseConfig) -> None:
         (x,), (output,) = e.node.inputs, e.node.outputs

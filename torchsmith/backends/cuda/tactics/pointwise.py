@@ -55,16 +55,15 @@ class PointwiseTemplate:
     def configs(self, e: Emission) -> Sequence[PointwiseConfig]:
         loop = loop_of(e.node, e.views)
         self.emit(Emission(e.node, e.views, e._packed), PointwiseConfig(0, 128, 4))  # whether the body can be written
-        return configs_of(loop, max(v.type.dtype.itemsize for v in e.node.outputs))
+        return configs_of(e, loop, max(v.type.dtype.itemsize for v in e.node.outputs))
 
     def emit(self, e: Emission, config: PointwiseConfig) -> None:
         emit_loop(e, loop_of(e.node, e.views), nodes_of(e.node), {v: e.view(v) for v in e.node.outputs}, config)
 
 
-def configs_of(loop: Loop, itemsize: int) -> list[PointwiseConfig]:
+def configs_of(e: Emission, loop: Loop, itemsize: int) -> list[PointwiseConfig]:
     """Wide loads first, and as many blocks as keep every multiprocessor busy."""
-    numel = loop.size(loop.order)
-    n = numel if isinstance(numel, int) else 1 << 20
+    n = e.likely(loop.size(loop.order), 1 << 20)
     wide = 16 // max(2, min(itemsize, 8))
     flat = [
         PointwiseConfig(0, threads * each, threads // 32)
@@ -74,7 +73,7 @@ def configs_of(loop: Loop, itemsize: int) -> list[PointwiseConfig]:
     flat.sort(key=lambda c: (-(-n // c.block_c) < 2 * MULTIPROCESSORS, c.block_c if n < 2 * MULTIPROCESSORS * c.block_c else 0))
     if not loop.rows:
         return flat
-    r, c = (s if isinstance(s, int) else 1024 for s in (loop.size(loop.rows), loop.size(loop.cols)))
+    r, c = e.likely(loop.size(loop.rows), 1024), e.likely(loop.size(loop.cols), 1024)
     tiles = [
         PointwiseConfig(min(br, _up(r)), min(bc, _up(c)), warps)
         for br, bc, warps in ((64, 64, 4), (32, 32, 4), (128, 64, 8), (64, 128, 8), (32, 128, 4), (128, 32, 4))

@@ -38,8 +38,7 @@ class PoolTemplate:
         self.emit(Emission(e.node, e.views, e._packed), PoolConfig(16, 16, 4))  # whether the node can be taken
         shape = parts_of(e.node, *MAINS).main.outputs[0].type.shape
         windows, channels = product((shape[0], *shape[2:])), shape[1]
-        p = windows if isinstance(windows, int) else 1 << 16
-        c = channels if isinstance(channels, int) else 256
+        p, c = e.likely(windows, 1 << 16), e.likely(channels, 256)
         found = []
         for elements, warps in ((2048, 4), (4096, 4), (1024, 4), (4096, 8), (512, 2), (256, 1)):
             for block_c in dict.fromkeys((min(64, _up(c)), min(128, _up(c)))):

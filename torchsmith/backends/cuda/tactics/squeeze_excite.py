@@ -80,7 +80,7 @@ class SqueezeExciteTemplate:
 
     def configs(self, e: Emission) -> Sequence[SqueezeExciteConfig]:
         layers = layers_of(e, _body(e))
-        found = _configs(layers)
+        found = _configs(e, layers)
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written
         return found
 
@@ -202,11 +202,10 @@ def excite_configs(images: Dim, channels: int, units: int, shares: Dim) -> list[
     return sorted(varied.values(), key=ranked.index)[:6]
 
 
-def _configs(layers: Layers) -> list[SqueezeExciteConfig]:
+def _configs(e: Emission, layers: Layers) -> list[SqueezeExciteConfig]:
     shape, itemsize = layers.x.type.shape, layers.x.type.dtype.itemsize
-    images = shape[0] if isinstance(shape[0], int) else USUAL_BATCH
-    pixels = product([n if isinstance(n, int) else USUAL_PIXELS for n in shape[2:]])
-    assert isinstance(pixels, int)
+    images = e.likely(shape[0], USUAL_BATCH)
+    pixels = e.likely(shape[2], USUAL_PIXELS) * e.likely(shape[3], USUAL_PIXELS)
     ranked: list[tuple[float, SqueezeExciteConfig]] = []
     for block_c, num_warps, vectors, splits in itertools.product((16, 32, 64, 128), (4, 8), (1, 4), (1, 2, 4, 8, 16, 32)):
         block_p = num_warps * 32 * (16 // itemsize) * vectors // block_c
@@ -218,7 +217,7 @@ def _configs(layers: Layers) -> list[SqueezeExciteConfig]:
         steps = -(-pixels // (splits * block_p))
         moved = each * (steps * block_p * block_c * itemsize + layers.units * (block_c * 2 + 8)) / 32  # at 32 bytes a cycle
         cost = moved + steps * 600 * -(-each * num_warps // 48) + shares * layers.units * 4 / 32
-        best, *_ = excite_configs(shape[0], layers.channels, layers.units, shares)
+        best, *_ = excite_configs(images, layers.channels, layers.units, shares)
         config = SqueezeExciteConfig(block_p, block_c, splits, num_warps, best.block_n, best.block_c, best.num_warps)
         ranked.append((cost, config))
     return [config for _, config in sorted(ranked, key=lambda r: r[0])[:10]]
