@@ -169,6 +169,8 @@ def stem_taps(
                 start, BLOCK_K if start + BLOCK_K <= K else LAST_K, SWAPPED, PRECISION,
                 C, R, T, WIDE, DILATION_H, DILATION_W, TOP, BOTTOM, LEFT, RIGHT, EVEN, PROLOGUE, ZERO_STAYS,
             )  # fmt: skip
+        if TILES == 1:
+            let_next_start(PDL)
         if SWAPPED:
             acc = tl.trans(acc)
         acc = EPILOGUE(
@@ -180,7 +182,8 @@ def stem_taps(
             acc.to(y.dtype.element_ty),
             mask=row_mask[:, None] & col_mask[None, :],
         )
-    let_next_start(PDL)
+    if TILES > 1:
+        let_next_start(PDL)
 
 
 __all__ = ["stem_taps", "twin"]

@@ -111,12 +111,12 @@ def _guesses(n: int, wide: int, few: bool) -> list[StemTapsConfig]:
     narrow = min(n, 64)
     if few:  # latency rules: many blocks, many loads under way in each
         return [
+            StemTapsConfig(64, narrow, 128, wide, 4, 1, narrow == 64),
+            StemTapsConfig(64, narrow, 256, wide, 4, 1, narrow == 64),
             StemTapsConfig(64, narrow, 64, wide, 4, 1, narrow == 64),
             StemTapsConfig(32, narrow, 64, wide, 2),
-            StemTapsConfig(64, narrow, 32, wide, 4, 1, narrow == 64),
             StemTapsConfig(64, min(n, 32), 64, wide, 4),
             StemTapsConfig(32, min(n, 32), 64, wide, 2),
-            StemTapsConfig(32, narrow, 32, wide, 2),
         ]
     swapped = n >= 64  # the rows of a product on tensor cores of compute capability 9 are 64
     return [
