@@ -156,8 +156,8 @@ class Apply(nn.Module):
 @pytest.mark.parametrize("config", [PointwiseConfig(0, 64, 1), PointwiseConfig(16, 32, 4), PointwiseConfig(64, 8, 2)])
 def test_configurations(config: PointwiseConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of copies that change the layout, in tiles or not."""
-    monkeypatch.setattr(concat, "configs_of", lambda loop, itemsize: [config])
-    monkeypatch.setattr(pointwise, "configs_of", lambda loop, itemsize: [config if loop.rows or not config.block_r else FLAT])
+    monkeypatch.setattr(concat, "configs_of", lambda e, loop, itemsize: [config])
+    monkeypatch.setattr(pointwise, "configs_of", lambda e, loop, itemsize: [config if loop.rows or not config.block_r else FLAT])
     check(Nested(), torch.randn(2, 8, 5, 7), torch.randn(2, 8, 5, 7))
 
 

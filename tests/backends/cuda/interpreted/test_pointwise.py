@@ -142,7 +142,9 @@ CONFIGS = [PointwiseConfig(0, 64, 1), PointwiseConfig(0, 1024, 4), PointwiseConf
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("shape", [(2, 24, 6, 7), (1, 3, 9, 5)])
 def test_configurations(config: PointwiseConfig, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pointwise, "configs_of", lambda loop, itemsize: [config if loop.rows or not config.block_r else CONFIGS[0]])
+    monkeypatch.setattr(
+        pointwise, "configs_of", lambda e, loop, itemsize: [config if loop.rows or not config.block_r else CONFIGS[0]]
+    )
     found = check(Mixed(), torch.randn(shape), torch.randn(shape))
     assert found.kernels == ["pool", "tiled" if config.block_r else "pointwise"]
 
