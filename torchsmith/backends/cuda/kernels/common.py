@@ -15,7 +15,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 @triton.jit
 def relu(x):
     """x where it is positive, else 0; NaN stays NaN."""
-    return tl.where(x < 0, 0.0, x)
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
