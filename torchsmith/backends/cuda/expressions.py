@@ -36,6 +36,7 @@ FLOATING: dict[str, str] = {
     "asinh": "asinh({0})",
     "acosh": "acosh({0})",
     "erf": "tl.erf({0})",
+    "relu": "relu({0})",
     "sigmoid": "sigmoid({0})",
     "silu": "silu({0})",
     "mish": "mish({0})",
