@@ -30,6 +30,7 @@ def test_this_machine_is_well(cli: Any) -> None:
     assert (("reference", "bfloat16") in tested) == health["native"]["bfloat16"]
     assert all(test["error"] <= 2e-2 for test in health["tests"])
     assert health["gpus"] or health["no_gpu"]
+    assert any(backend == "cuda" for backend, _ in tested) == bool(health["gpus"]), "it is tried where there is a GPU"
 
 
 def test_as_a_table(cli: Any) -> None:

@@ -86,10 +86,20 @@ def examine() -> Health:
     }
     gpus, no_gpu = find_gpus()
     unavailable = {name: importlib.import_module(f"torchsmith.backends.{name}").BACKEND.available() for name in backends.names()}
-    precisions = [torch.float32, *(dtype for dtype in NATIVE_FEATURES if native[str(dtype).removeprefix("torch.")])]
-    tests = tuple(try_out(name, dtype) for name, why in unavailable.items() if why is None for dtype in precisions)
+    precisions = {
+        "cpu": [torch.float32, *(dtype for dtype in NATIVE_FEATURES if native[str(dtype).removeprefix("torch.")])],
+        "cuda": list(TOLERANCE) if gpus else [],
+    }
+    tests = tuple(try_out(name, dtype) for name, why in unavailable.items() if why is None for dtype in precisions[device_of(name)])
     packages = {**machine.packages, **versions(MORE_PACKAGES)}
     return Health(machine, packages, native, gpus, no_gpu, unavailable, tests)
+
+
+def device_of(backend: str) -> str:
+    """The kind of device that a backend is tried on."""
+    from torchsmith import backends
+
+    return next(device for device, names in backends.DEVICES.items() if backend in names)
 
 
 def find_gpus() -> tuple[list[str], str]:
@@ -156,15 +166,22 @@ def try_out(backend: str, dtype: torch.dtype) -> SelfTest:
     from torchsmith.testing.compare import relative_error
 
     precision = str(dtype).removeprefix("torch.")
-    model, x = Small(), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = Small().double()(x.double())
+    model, x = Small().to(device_of(backend)), x.to(device_of(backend))
     started = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fast = torchsmith.compile(
-                model, inputs=[x], backend=backend, enabled_precisions={dtype}, min_block_size=1, require_full_compilation=True
+                model,
+                inputs=[x],
+                backend=backend,
+                enabled_precisions={dtype},
+                min_block_size=1,
+                require_full_compilation=True,
+                tune=False,
             )
         seconds = round(time.perf_counter() - started, 3)
         error = relative_error(fast(x), expected)
@@ -183,10 +200,14 @@ def print_health(health: Health) -> None:
         *(("GPU", line) for line in health.gpus or [f"none: {health.no_gpu}"]),
         ("Python", f"{machine.python}, {machine.system}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in health.packages.items())),
-        *((f"backend {name}", "available" if why is None else why) for name, why in health.backends.items()),
+        *((f"backend {name}", why or usable(name, health)) for name, why in health.backends.items()),
     ]
     tests = [("self-test", f"{t.backend}, {t.precision}: {verdict(t)}", "red" if t.why else "green") for t in health.tests]
     show.facts([*((title, text, "") for title, text in rows), *tests])
+
+
+def usable(backend: str, health: Health) -> str:
+    return "available" if device_of(backend) == "cpu" or health.gpus else "available, to build for GPUs elsewhere"
 
 
 def verdict(test: SelfTest) -> str:
