@@ -64,6 +64,17 @@ def test_a_thread_loads_sixteen_bytes() -> None:
     assert constants["x_c"] == constants["y_c"] == 1  # channels-last on both sides
 
 
+def test_many_pictures_go_in_strips() -> None:
+    e = emission(128, 128, 7, 3, 1, 16)
+    found, _ = tactics_of(e)
+    config = found[0].config
+    assert isinstance(config, DepthwiseGateConfig) and config.convolution().strips
+    depthwise_gate.TEMPLATE.emit(e, config)
+    step = e.steps[0]
+    assert isinstance(step, Launch) and step.kernel.function == "depthwise_strips"
+    assert isinstance(compile_kernel(step.kernel, 80), Cubin)
+
+
 @pytest.mark.parametrize("images", [1, 128])
 @pytest.mark.parametrize(
     "layer",

@@ -94,6 +94,8 @@ def test_dynamic_sizes() -> None:
     (DepthwiseConfig(8, 1, 1, 4, 4, 1, True), 2), (DepthwiseConfig(32, 1, 4, 2, 2, 1, False), 1),
     (DepthwiseConfig(16, 2, 3, 2, 1, 2, False), 1), (DepthwiseConfig(8, 1, 7, 4, 1, 4, True), 1),
     (DepthwiseConfig(16, 3, 2, 1, 4, 1, True), 2),
+    (DepthwiseConfig(16, 5, 7, 1, 1, 1, True), 1), (DepthwiseConfig(4, 4, 4, 1, 2, 1, True), 1),
+    (DepthwiseConfig(16, 4, 4, 1, 1, 1, True), 2), (DepthwiseConfig(8, 5, 4, 2, 1, 1, True), 1),
 ])  # fmt: skip
 def test_configurations(config: DepthwiseConfig, stride: int) -> None:
     x = torch.randn(2, 12, 5, 7)

@@ -106,6 +106,8 @@ def test_configurations_of_the_gate(config: squeeze_excite.SqueezeExciteConfig) 
 @pytest.mark.parametrize("config", [
     depthwise_gate.DepthwiseGateConfig(8, 1, 3, 2, 1, 1, True, 1, 8, 1),
     depthwise_gate.DepthwiseGateConfig(32, 2, 2, 1, 2, 2, False, 2, 32, 2),
+    depthwise_gate.DepthwiseGateConfig(4, 5, 7, 1, 1, 1, True, 2, 32, 2),
+    depthwise_gate.DepthwiseGateConfig(32, 4, 4, 1, 2, 1, True, 2, 32, 2),
 ])  # fmt: skip
 def test_configurations_with_the_convolution(config: depthwise_gate.DepthwiseGateConfig) -> None:
     module, x = Both().requires_grad_(False), torch.randn(3, 20, 5, 7)

@@ -11,7 +11,9 @@ import torch
 from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.fuse.epilogue import convolution_kind
 from torchsmith.backends.cuda.kernels.depthwise import depthwise
+from torchsmith.backends.cuda.kernels.depthwise_strips import depthwise_strips
 from torchsmith.backends.cuda.program import HookWriter, Space
+from torchsmith.backends.cuda.tactics.depthwise_strips import strip_arguments, strips
 from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, floordiv, product
@@ -28,7 +30,8 @@ MAX_ELEMENTS = 1 << 31  # offsets are 32-bit within a picture
 class DepthwiseConfig:
     """A thread holds tile_h × tile_w pixels; a block groups_h × groups_w such tiles of block_c channels.
 
-    early: whether weights are loaded while the kernel before still runs, which takes registers.
+    early: whether weights are loaded while the kernel before still runs, which takes registers. Tiles of at least 4 × 4 of
+    early weights are for `kernels/depthwise_strips.py`.
     """
 
     block_c: int
@@ -38,6 +41,10 @@ class DepthwiseConfig:
     groups_w: int
     num_warps: int
     early: bool
+
+    @property
+    def strips(self) -> bool:
+        return self.early and min(self.tile_h, self.tile_w) >= 4
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,9 @@ def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value
     epilogue = writer.hook("epilogue", ("acc", "batch", "pixels", "channels", "mask"), [writer.names[p.y]])
     over_channels, tiles = p.blocks(c)
     units = int(squeeze.type.shape[0]) if squeeze is not None else None
+    own = strip_arguments(p, c) if c.strips else {"EARLY": c.early}
     e.launch(
-        depthwise,
+        depthwise_strips if c.strips else depthwise,
         (product((over_channels, tiles, p.y_sizes[0])),),
         {
             **dict(x=p.x, w=p.w, bias=p.bias, y=p.y, squeeze=squeeze, partial=partial),
@@ -144,7 +152,8 @@ def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value
             **dict(EPILOGUE=epilogue, KH=p.kernel[0], KW=p.kernel[1], STRIDE_H=p.stride[0], STRIDE_W=p.stride[1]),
             **dict(DILATION_H=p.dilation[0], DILATION_W=p.dilation[1], PAD_H=p.padding[0], PAD_W=p.padding[1]),
             **dict(BLOCK_C=c.block_c, TILE_H=c.tile_h, TILE_W=c.tile_w, GROUPS_H=c.groups_h, GROUPS_W=c.groups_w),
-            **dict(BLOCK_S=squeeze_block(units, c), EARLY=c.early, PDL=True),
+            **dict(BLOCK_S=squeeze_block(units, c), PDL=True),
+            **own,
         },
         writes=[p.y] if partial is None else [p.y, partial],
         num_warps=c.num_warps,
@@ -153,7 +162,7 @@ def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value
 
 def squeeze_block(units: int | None, c: DepthwiseConfig) -> int:
     """How many rows of the squeezing layer are multiplied at a time: up to 32 factors a thread."""
-    return 1 if units is None else max(1, min(up(units), c.num_warps * 1024 // c.block_c))
+    return 1 if units is None else max(1, min(up(units), c.num_warps * 1024 // c.block_c, 16 if c.strips else up(units)))
 
 
 # ---- guesses --------------------------------------------------------------------------------------------------------------
@@ -162,7 +171,8 @@ def squeeze_block(units: int | None, c: DepthwiseConfig) -> int:
 def depthwise_configs(p: Depthwise, units: int) -> list[DepthwiseConfig]:
     """A dozen configurations, the best guess first. units: of the squeezing layer that comes after, 0 for none."""
     ranked = sorted(_candidates(p), key=lambda c: (guessed_cycles(p, c, units), c.num_warps, c.block_c))
-    found: list[DepthwiseConfig] = []
+    images = p.y_sizes[0] if isinstance(p.y_sizes[0], int) else USUAL_BATCH
+    found = [DepthwiseConfig(*c, early=True) for c in strips(p, images)]
     for c in ranked:  # varied ones
         same_tile = [f for f in found if (f.tile_h, f.tile_w, f.block_c) == (c.tile_h, c.tile_w, c.block_c)]
         if len(same_tile) < 2 and len([f for f in found if f.block_c == c.block_c]) < 5:
