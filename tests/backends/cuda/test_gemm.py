@@ -73,7 +73,8 @@ def test_compiles(arch: int) -> None:
     rows = [torch.zeros(197, 1024), torch.zeros(197, 256)]
     steps = launches(Residual(1024, 256), rows, "gemm", "gemm", GemmConfig(64, 64, 64, 4, 3, split_k=4, ahead=True))
     steps += launches(PreNorm(256, 512), [torch.zeros(197, 256)], "norm_gemm", "gemm_norm", GemmConfig(64, 64, 64, 4, 3))
-    assert [s.kernel.function for s in steps] == ["gemm", "gemm_sum", "gemm_norm"]
+    steps += launches(Residual(1280, 1000), [torch.zeros(1, 1280), torch.zeros(1, 1000)], "gemm", "gemv")
+    assert [s.kernel.function for s in steps] == ["gemm", "gemm_sum", "gemm_norm", "gemv"]
     assert all(isinstance(compile_kernel(s.kernel, arch), Cubin) for s in steps)
 
 

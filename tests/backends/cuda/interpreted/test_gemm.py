@@ -32,7 +32,7 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("shape", [(5, 19), (2, 37, 19), (1, 1, 19)])
+@pytest.mark.parametrize("shape", [(5, 19), (2, 37, 19), (1, 5, 1, 19)])
 def test_mlp(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     found = check(Mlp(19, 45), torch.randn(shape), dtype=dtype)
     assert found.kernels.count("gemm") == 2
