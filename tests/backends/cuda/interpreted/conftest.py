@@ -1,5 +1,5 @@
 """These tests run kernels in Triton's interpreter, which must be chosen before Triton is imported: `test_interpreted.py` runs
-them, a process a file, with TRITON_INTERPRET=1. By hand: `TRITON_INTERPRET=1 pytest tests/backends/cuda/interpreted`."""
+them, in a few processes, with TRITON_INTERPRET=1. By hand: `TRITON_INTERPRET=1 pytest tests/backends/cuda/interpreted`."""
 
 import os
 

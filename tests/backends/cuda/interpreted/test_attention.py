@@ -56,7 +56,8 @@ def attends(kernels: list[str]) -> bool:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("length", "keys", "features"), [(19, 37, 20), (5, 150, 64), (1, 3, 16), (70, 70, 33)])
 def test_sizes(length: int, keys: int, features: int, causal: bool, dtype: torch.dtype) -> None:
-    found = check(Plain(causal), *qkv((2, 3), length, keys, features), dtype=dtype)
+    heads = (2, 3) if length < 64 else (1, 2)
+    found = check(Plain(causal), *qkv(heads, length, keys, features), dtype=dtype)
     assert attends(found.kernels)
 
 
@@ -149,8 +150,7 @@ def test_shared_heads_are_not_copied() -> None:
 @pytest.mark.parametrize(
     "config", [AttentionConfig(16, 16, 2, 2), AttentionConfig(64, 32, 4, 2), AttentionConfig(16, 128, 4, 2)], ids=str
 )
-@pytest.mark.parametrize("causal", [False, True])
-def test_every_shape_of_block(config: AttentionConfig, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shape_of_block(config: AttentionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(TEMPLATE), "configs", lambda self, e: [config])
     for keys, causal in ((48, False), (96, True)):
         assert attends(check(Plain(causal), *qkv((1, 2), 50, keys, 24)).kernels)

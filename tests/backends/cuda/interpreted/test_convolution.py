@@ -63,8 +63,8 @@ def only(monkeypatch: pytest.MonkeyPatch, template: Any, config: Any) -> None:
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
-        (Block(19, 19, 3, padding=1), (2, 19, 5, 7)),
-        (Block(40, 24, (3, 5), stride=2, padding=(1, 0), dilation=(2, 1), bias=False), (1, 40, 9, 11)),
+        (Block(19, 19, 3, padding=1), (2, 19, 3, 5)),
+        (Block(40, 24, (3, 5), stride=2, padding=(1, 0), dilation=(2, 1), bias=False), (1, 40, 7, 9)),
         (Block(64, 17, 1, padding=1), (2, 64, 5, 6)),
     ],
 )
@@ -85,8 +85,7 @@ def test_configurations(config: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
     assert "convolution" in check(Block(24, 40, 3, padding=1), torch.randn(1, 24, 5, 7)).kernels
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("split", [2, 4, 7])
+@pytest.mark.parametrize(("split", "groups"), [(2, 1), (4, 2), (7, 1)])
 def test_split_sums(split: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, convolution.TEMPLATE, ConvolutionConfig(16, 32, 16, 4, 3, split))
     found = check(Block(48, 48, 3, padding=1, groups=groups), torch.randn(1, 48, 3, 5))
@@ -94,7 +93,7 @@ def test_split_sums(split: int, groups: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_best_guess_splits_long_sums_over_few_pixels() -> None:
-    assert "sum_parts" in check(Block(256, 64, 3, padding=1), torch.randn(1, 256, 4, 4)).kernels
+    assert "sum_parts" in check(Block(256, 32, 3, padding=1), torch.randn(1, 256, 3, 3)).kernels
 
 
 def test_dynamic_sizes() -> None:
