@@ -91,7 +91,7 @@ def node_of(module: nn.Module, x: Tensor, kind: str) -> tuple[Any, Emission, Pac
 
 @pytest.mark.parametrize("config", [
     squeeze_excite.SqueezeExciteConfig(4, 8, 3, 1, 1, 8, 1), squeeze_excite.SqueezeExciteConfig(16, 32, 1, 4, 2, 32, 2),
-    squeeze_excite.SqueezeExciteConfig(8, 16, 2, 2, 4, 16, 4),
+    squeeze_excite.SqueezeExciteConfig(8, 16, 2, 2, 4, 16, 4), squeeze_excite.SqueezeExciteConfig(8, 8, 3, 1, 64, 16, 4),
 ])  # fmt: skip
 def test_configurations_of_the_gate(config: squeeze_excite.SqueezeExciteConfig) -> None:
     module, x = Gate(20, 6).requires_grad_(False), torch.randn(3, 20, 5, 7)
@@ -107,7 +107,7 @@ def test_configurations_of_the_gate(config: squeeze_excite.SqueezeExciteConfig) 
     depthwise_gate.DepthwiseGateConfig(8, 1, 3, 2, 1, 1, True, 1, 8, 1),
     depthwise_gate.DepthwiseGateConfig(32, 2, 2, 1, 2, 2, False, 2, 32, 2),
     depthwise_gate.DepthwiseGateConfig(4, 5, 7, 1, 1, 1, True, 2, 32, 2),
-    depthwise_gate.DepthwiseGateConfig(32, 4, 4, 1, 2, 1, True, 2, 32, 2),
+    depthwise_gate.DepthwiseGateConfig(32, 4, 4, 1, 2, 1, True, 16, 16, 2),
 ])  # fmt: skip
 def test_configurations_with_the_convolution(config: depthwise_gate.DepthwiseGateConfig) -> None:
     module, x = Both().requires_grad_(False), torch.randn(3, 20, 5, 7)

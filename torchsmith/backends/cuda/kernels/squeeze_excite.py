@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchsmith.backends.cuda.kernels.common import let_next_start, wait_for_inputs
+from torchsmith.backends.cuda.kernels.common import dot, let_next_start, wait_for_inputs
 
 
 @triton.jit
@@ -73,16 +73,25 @@ def excite(
     wait_for_inputs(PDL)
     let_next_start(PDL)
     sums = tl.zeros((BLOCK_N, BLOCK_S), tl.float32)
-    for r in range(0, R, BLOCK_R):
-        place = (images[:, None, None] * R + (r + rows)[None, :, None]) * S + units[None, None, :]
-        mask = image_mask[:, None, None] & (r + rows < R)[None, :, None] & unit_mask[None, None, :]
-        sums += tl.sum(tl.load(partial + place, mask=mask, other=0.0), 1)
+    if BLOCK_N >= 16:  # every thread has units of its own: nothing is added across threads
+        own = partial + images[:, None] * (R * S) + units[None, :]
+        for r in range(0, R, 8):
+            for i in tl.static_range(8):
+                sums += tl.load(own + (r + i) * S, mask=image_mask[:, None] & unit_mask[None, :] & (r + i < R), other=0.0)
+    else:
+        for r in range(0, R, BLOCK_R):
+            place = (images[:, None, None] * R + (r + rows)[None, :, None]) * S + units[None, None, :]
+            mask = image_mask[:, None, None] & (r + rows < R)[None, :, None] & unit_mask[None, None, :]
+            sums += tl.sum(tl.load(partial + place, mask=mask, other=0.0), 1)
     mask = image_mask[:, None] & unit_mask[None, :]
     hidden = ACTIVATION(
         hidden + sums / PIXELS, images[:, None], units[None, :], mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3
     )
     hidden = tl.where(mask, hidden, 0.0)  # what an activation makes of the padding must not meet the weights' zeros
-    result += tl.sum(factors.to(tl.float32)[None, :, :] * hidden[:, None, :], 2)
+    if BLOCK_N >= 16:  # the hidden layer is rounded to the weights' dtype
+        result = dot(hidden.to(factors.dtype), tl.trans(factors), result, "ieee")
+    else:
+        result += tl.sum(factors.to(tl.float32)[None, :, :] * hidden[:, None, :], 2)
     mask = image_mask[:, None] & channel_mask[None, :]
     result = GATE(result, images[:, None], channels[None, :], mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
     tl.store(gate + images[:, None] * g_n + channels[None, :] * g_c, result.to(gate.dtype.element_ty), mask=mask)

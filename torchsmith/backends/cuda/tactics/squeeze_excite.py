@@ -154,7 +154,8 @@ def emit_excite(e: Emission, layers: Layers, partial: Value, pixels: Dim, c: Exc
     g_n, g_c = e.view(layers.gate).strides[:2]
     known = rows if isinstance(rows, int) else 64
     # at most 64 float32 a thread at once
-    block_r = max(1, min(up(known), c.num_warps * 2048 // (up(layers.units) * c.block_n)))
+    block_s = max(up(layers.units), 16 if c.block_n >= 16 else 1)  # tensor cores multiply at least 16
+    block_r = max(1, min(up(known), c.num_warps * 2048 // (block_s * c.block_n)))
     e.launch(
         excite,
         (ceildiv_int(layers.channels, c.block_c), ceildiv(images, c.block_n)),
@@ -164,7 +165,7 @@ def emit_excite(e: Emission, layers: Layers, partial: Value, pixels: Dim, c: Exc
             **gating.arguments(),
             **dict(ACTIVATION=activation.hook("activation", names, [activation.names[last]])),
             **dict(GATE=gating.hook("gate", names, [gating.names[layers.gate]])),
-            **dict(BLOCK_N=c.block_n, BLOCK_R=block_r, BLOCK_S=up(layers.units), BLOCK_C=c.block_c, PDL=True),
+            **dict(BLOCK_N=c.block_n, BLOCK_R=block_r, BLOCK_S=block_s, BLOCK_C=c.block_c, PDL=True),
         },
         writes=[layers.gate],
         num_warps=c.num_warps,
@@ -199,7 +200,9 @@ def excite_configs(images: Dim, channels: int, units: int, shares: Dim) -> list[
 
     ranked = sorted(found, key=lambda c: (cycles(c), c.num_warps))
     varied = {(c.block_n, c.block_c): c for c in reversed(ranked)}  # of each size the best number of warps
-    return sorted(varied.values(), key=ranked.index)[:6]
+    # many pictures at once through tensor cores, for one block reads the shares of its pictures for all of its channels
+    many = [ExciteConfig(16, block_c, 4) for block_c in (64, 128)] if count >= 64 and 32 <= up(units) <= 128 else []
+    return [*many, *sorted(varied.values(), key=ranked.index)][:6]
 
 
 def _configs(e: Emission, layers: Layers) -> list[SqueezeExciteConfig]:
