@@ -3,7 +3,7 @@
 A block holds whole rows of B in registers: it loads them while the kernel before still runs.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc,assignment"
 from __future__ import annotations
 
 from collections.abc import Callable

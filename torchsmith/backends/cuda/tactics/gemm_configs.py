@@ -61,8 +61,8 @@ def gemm_configs(
             break
         if any(replace(c, num_stages=config.num_stages) == config for c in alike):
             continue
-        splits, chained = sum(c.split_k > 1 for c in kept), sum(c.chains > 1 for c in kept)
-        if len(alike) < 2 and (config.split_k == 1 or splits < 4) and (config.chains == 1 or chained < (4 if k > 256 else 2)):
+        splits, sums = sum(c.split_k > 1 for c in kept), sum(c.chains > 1 for c in kept)
+        if len(alike) < 2 and (config.split_k == 1 or splits < 4) and (config.chains == 1 or sums < (4 if k > 256 else 2)):
             kept.append(config)
     long = [c for c in kept[:3] if c.split_k == 1 and -(-m // c.block_m) * -(-n // c.block_n) > 1.5 * PROCESSORS and batch == 1]
     through = [replace(c, chains=1, programs=PROCESSORS * min(4, resident(c, item_bytes, gated))) for c in long]
