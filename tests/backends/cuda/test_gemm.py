@@ -48,15 +48,6 @@ class Gated(nn.Module):
         return z
 
 
-class PreNorm(nn.Module):
-    def __init__(self, k: int, n: int) -> None:
-        super().__init__()
-        self.enter, self.norm, self.linear = nn.Linear(k, k), nn.LayerNorm(k), nn.Linear(k, n)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.linear(self.norm(self.enter(x))))
-
-
 def launches(module: nn.Module, inputs: list[Any], kind: str, template: str, config: GemmConfig | None = None) -> list[Launch]:
     """The steps of the last node of that kind. config: None for the best guess."""
     graph = fuse(graph_of(module, inputs))
@@ -72,9 +63,8 @@ def launches(module: nn.Module, inputs: list[Any], kind: str, template: str, con
 def test_compiles(arch: int) -> None:
     rows = [torch.zeros(197, 1024), torch.zeros(197, 256)]
     steps = launches(Residual(1024, 256), rows, "gemm", "gemm", GemmConfig(64, 64, 64, 4, 3, split_k=4, ahead=True))
-    steps += launches(PreNorm(256, 512), [torch.zeros(197, 256)], "norm_gemm", "gemm_norm", GemmConfig(64, 64, 64, 4, 3))
     steps += launches(Residual(1280, 1000), [torch.zeros(1, 1280), torch.zeros(1, 1000)], "gemm", "gemv")
-    assert [s.kernel.function for s in steps] == ["gemm", "gemm_sum", "gemm_norm", "gemv"]
+    assert [s.kernel.function for s in steps] == ["gemm", "gemm_sum", "gemv"]
     assert all(isinstance(compile_kernel(s.kernel, arch), Cubin) for s in steps)
 
 
@@ -103,11 +93,6 @@ def test_compiles_for_dynamic_sizes() -> None:
     sizes = torchsmith.Input(min_shape=(1, 768), opt_shape=(128, 768), max_shape=(4096, 768))
     (step,) = launches(nn.Linear(768, 768), [sizes], "gemm", "gemm", GemmConfig(64, 64, 64, 4, 3))
     assert isinstance(compile_kernel(step.kernel, 90), Cubin)
-
-
-def test_a_norm_of_many_rows_is_refused() -> None:
-    with pytest.raises(Unsupported, match="up to 2048 are normalised as they are multiplied"):
-        launches(PreNorm(64, 64), [torch.zeros(4096, 64)], "norm_gemm", "gemm_norm")
 
 
 def test_too_many_elements_are_refused() -> None:

@@ -11,7 +11,6 @@ from torchsmith.backends.cuda.fuse.epilogue import epilogue
 from torchsmith.backends.cuda.fuse.gate import gate
 from torchsmith.backends.cuda.fuse.masks import masks
 from torchsmith.backends.cuda.fuse.norm import norm
-from torchsmith.backends.cuda.fuse.norm_linear import norm_linear
 from torchsmith.backends.cuda.fuse.pointwise import pointwise
 from torchsmith.backends.cuda.fuse.siblings import siblings
 from torchsmith.backends.cuda.fuse.squeeze_excite import squeeze_excite
@@ -29,7 +28,6 @@ FUSIONS: tuple[Callable[[Graph], Graph], ...] = (
     squeeze_excite,  # before epilogue, which makes products of its layers
     epilogue,
     norm,  # after epilogue: a product takes the residual that it can
-    norm_linear,  # after norm, which takes what comes before
     pointwise,  # the rest
 )
 

@@ -43,15 +43,10 @@ class GemmConfig:
 
 
 @functools.lru_cache(4096)
-def gemm_configs(
-    m: int, n: int, k: int, batch: int, item_bytes: int, constant: bool, gated: bool, chained: bool = True
-) -> tuple[GemmConfig, ...]:
-    """For (m, k) by (n, k), `batch` times, about a dozen. constant: B is known at build time. gated: A goes through registers.
-
-    chained: whether the kernel can make several sums, and takes as much of K at once as it gets.
-    """
-    cost = functools.partial(cycles, m=m, n=n, k=k, batch=batch, item_bytes=item_bytes, gated=gated, late=gated and chained)
-    ranked = sorted([*candidates(m, n, k, item_bytes), *(chains_of(m, n, k) if chained and item_bytes == 2 else ())], key=cost)
+def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: bool, gated: bool) -> tuple[GemmConfig, ...]:
+    """For (m, k) by (n, k), `batch` times, about a dozen. constant: B is known at build time. gated: A goes through registers."""
+    cost = functools.partial(cycles, m=m, n=n, k=k, batch=batch, item_bytes=item_bytes, gated=gated)
+    ranked = sorted([*candidates(m, n, k, item_bytes), *(chains_of(m, n, k) if item_bytes == 2 else ())], key=cost)
     kept = ranked[:1]
     if kept[0].shared_bytes_of_one * item_bytes > SHARED_EVERYWHERE:  # a build without a timing takes the second where that fails
         kept += [c for c in ranked if c.shared_bytes_of_one * item_bytes <= SHARED_EVERYWHERE][:1]
@@ -118,11 +113,8 @@ def _warps(area: int, half: bool) -> tuple[int, ...]:
     return (8,) if area > 16384 else (4, 8) if area >= 8192 else (4,)
 
 
-def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, gated: bool, late: bool = False) -> float:
-    """What the product takes, roughly: the slowest of computing, of moving tiles and of waiting, and a little of the others.
-
-    late: a step waits for its piece of the gate where that is less than four bytes a thread, which is not loaded ahead.
-    """
+def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, gated: bool) -> float:
+    """What the product takes, roughly: the slowest of computing, of moving tiles and of waiting, and a little of the others."""
     depth = c.block_k * c.chains
     blocks = -(-m // c.block_m) * -(-n // c.block_n) * batch * c.split_k
     steps = -(-k // (depth * c.split_k))
@@ -140,7 +132,8 @@ def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, g
     # a sum's next product waits for its last; those of other sums run meanwhile
     computing = c.block_k / 16 * (18 if wide else max(CHAIN, 14 * c.chains * area / (128 * c.num_warps)))
     arriving = tile_bytes / (steps * L2_BYTES_EACH)
-    exposed = LATENCY / 2 if late and c.block_k < 64 * c.num_warps else 0
+    # a step waits for its piece of the gate where that is less than four bytes a thread, which is not loaded ahead
+    exposed = LATENCY / 2 if gated and c.block_k < 64 * c.num_warps else 0
     step = max(LATENCY / max(1, c.num_stages - 1), 90 + c.block_k * c.chains / 4 + computing / 2, computing) + exposed
     waiting = -(-blocks // (PROCESSORS * each)) * (START + LATENCY + arriving + computing + exposed + (steps - 1) * step)
     memory = ((m * k + n * k) * tile_bytes / whole_bytes + m * n) * batch * item_bytes / DRAM_BYTES
