@@ -108,11 +108,17 @@ def compile_all(kernels: Iterable[Kernel], arch: int, workers: int = 0) -> Itera
             missing.append(kernel)
         else:
             yield kernel, known
+    missing.sort(key=_written, reverse=True)  # what takes longest first, so that no process is left alone with it at the end
     for kernel, made in _compiled(missing, arch, workers or cores()):
         keep(kernel, arch, made)
         yield kernel, made
     if missing:
         trim(cache_folder() / "cubins")
+
+
+def _written(kernel: Kernel) -> int:
+    """Characters of the functions that were generated for a kernel: long ones are unrolled loops, which compile for many seconds."""
+    return sum(len(value.source) for _, value in kernel.constants if isinstance(value, Hook))
 
 
 def _compiled(kernels: Sequence[Kernel], arch: int, workers: int) -> Iterator[tuple[Kernel, Cubin | str]]:
