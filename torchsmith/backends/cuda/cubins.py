@@ -117,7 +117,7 @@ def compile_all(kernels: Iterable[Kernel], arch: int, workers: int = 0) -> Itera
 
 
 def _written(kernel: Kernel) -> int:
-    """Characters of the functions that were generated for a kernel: long ones are unrolled loops, which compile for many seconds."""
+    """Characters of the functions generated for a kernel: long ones are unrolled loops, which take the compiler many seconds."""
     return sum(len(value.source) for _, value in kernel.constants if isinstance(value, Hook))
 
 
