@@ -70,7 +70,7 @@ def references(body: Graph, inputs: Sequence[Tensor]) -> References:
     floor = max((FLOORS.get(d, 0.25) for d in dtypes), default=0.0)
     try:
         wide = interpret(widened(body), [t.double() if t.is_floating_point() else t for t in inputs])
-    except RuntimeError:  # which lack of memory is, too
+    except (torch.OutOfMemoryError, NotImplementedError):
         return References(eager, eager, 3 * floor)
     return References(wide, eager, floor)
 

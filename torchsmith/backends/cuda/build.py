@@ -76,6 +76,3 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "triton": triton.__version__,
     }
-
-
-__all__ = ["build_engine", "emit"]

@@ -42,11 +42,6 @@ def channels_last(shape: Shape) -> Shape:
     return (inner[0], inner[-1], *inner[1:-1])
 
 
-def is_dense(type: TensorType, strides: Shape) -> bool:
-    """Whether the strides are those of the shape in some order of the dimensions, with no gaps."""
-    return order_of(type, strides) is not None
-
-
 def order_of(type: TensorType, strides: Shape) -> tuple[int, ...] | None:
     """The dimensions from outermost to innermost if the strides are dense, else None. Dimensions of size 1 come first."""
     real = [d for d in range(type.rank) if not same(type.shape[d], 1)]

@@ -7,7 +7,7 @@ that stays inside a kernel costs no accuracy. Integers and bools keep their dtyp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -214,8 +214,3 @@ class Space:
     shape: Shape
     indices: tuple[tuple[str, tuple[int, ...]], ...]
     masks: tuple[tuple[str, str], ...] | None = None
-
-
-def scalar_of(value: Value, constants: Mapping[Value, Tensor]) -> float | None:
-    tensor = constants.get(value)
-    return None if tensor is None or tensor.numel() != 1 else float(tensor.item())
