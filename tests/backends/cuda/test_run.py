@@ -131,10 +131,29 @@ def test_memory_on_the_cpu() -> None:
     assert torch.equal(held.tensor("part"), a[2:]) and torch.equal(held.tensor("turned"), a.t())
     assert held.address("part") == held.address("a") + 8 * 4
     assert torch.equal(held.tensor("w"), torch.ones(4, 4))
-    before = held.tensor("x")
     held.tensor("b").fill_(7)
     assert torch.equal(a, torch.arange(16.0).view(4, 4)), "values that live together do not share memory"
-    assert held.fresh().tensor("x") is before
+    assert held.bytes == held.arena.nbytes, "edges take no memory until they are lent or copied"
+    assert held.fresh().tensor("a") is a
+
+
+def test_edges_are_lent_and_taken_back() -> None:
+    plan, variant = plan_of(CHAIN, ["x"], ["y"], launch(["x"], ["a"]), launch(["a"], ["b"]), launch(["b"], ["y"]))
+    held, x = memory(plan, variant), torch.rand(4, 4)
+    held.lend("x", x)
+    y = held.new("y")
+    held.lend("y", y)
+    assert held.address("x") == x.data_ptr() and held.address("y") == y.data_ptr()
+    assert held.overlaps(x) and held.overlaps(x[1:]) and not held.overlaps(torch.rand(4, 4))
+    held.take_back()
+    assert not held.overlaps(x)
+    with pytest.raises(AssertionError, match="x is used before x is there"):
+        held.tensor("x")
+    turned = torch.rand(4, 4).t()
+    assert torch.equal(held.copied("x", turned), turned) and held.tensor("x").stride() == (4, 1)
+    assert held.bytes == held.arena.nbytes + 64
+    held.lend("x", x)
+    assert held.address("x") == x.data_ptr(), "what was seen of the copy is forgotten"
 
 
 def test_memory_of_what_ops_give() -> None:
@@ -157,6 +176,8 @@ def test_memory_of_no_elements() -> None:
     values = {"x": value("n", 4), "a": value("n", 4), "y": value("n", 4)}
     plan, variant = plan_of(values, ["x"], ["y"], launch(["x"], ["a"]), launch(["a"], ["y"]))
     held = memory(plan, variant, n=0)
+    held.copied("x", torch.empty(0, 4))
+    held.lend("y", held.new("y"))
     assert held.tensor("x").shape == held.tensor("a").shape == held.tensor("y").shape == (0, 4)
     assert memory(plan, variant, n=3).tensor("a").shape == (3, 4)
 

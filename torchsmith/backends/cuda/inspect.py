@@ -161,11 +161,13 @@ def measured(engine: bytes, plan: Plan, env: Mapping[str, int]) -> list[float]:
     from torchsmith.backends.cuda.run import CudaRunner, Instance
 
     instance = Instance(CudaRunner(engine, _target_here()), env)
-    for tensor in instance.inputs:
+    inputs = [instance.memory.new(name).zero_() for name in plan.inputs]
+    for tensor in inputs:
         if tensor.is_floating_point():
             tensor.normal_()
+    instance.lend(inputs)
     steps = instance.variant.steps
-    _enqueue(instance, len(steps))  # libraries choose their kernels
+    instance.enqueue(torch.cuda.current_stream())  # libraries choose their kernels
     ends = [0.0, *(_replayed(instance, count) for count in range(1, len(steps) + 1))]
     return [max(0.0, after - before) for before, after in itertools.pairwise(ends)]
 
@@ -176,28 +178,11 @@ def _target_here() -> Any:
     return target_of("cuda")
 
 
-def _enqueue(instance: Instance, count: int) -> None:
-    """The first `count` steps, on the current stream."""
-    memory, runner = instance.memory.fresh(), instance.runner
-    stream = torch.cuda.current_stream(runner.device).cuda_stream
-    for index, step in enumerate(instance.variant.steps[:count]):
-        if isinstance(step, LaunchStep):
-            arguments = [
-                memory.address(a["value"]) if isinstance(a, dict) else sizes.evaluate(a, instance.env) for a in step.arguments
-            ]
-            runner.functions[step.kernel].launch([sizes.evaluate(g, instance.env) for g in step.grid], arguments, stream)
-        else:
-            with torch.no_grad(), torch.device(runner.device):
-                given = step.op.bound(instance.env).reference(*(memory.tensor(n) for n in step.inputs))
-            memory.adopt(step, given if isinstance(given, tuple) else (given,))
-        memory.release(index)
-
-
 def _replayed(instance: Instance, count: int) -> float:
     """Microseconds of the first `count` steps as a graph: the median of some replays one after another."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        _enqueue(instance, count)
+        instance.enqueue(torch.cuda.current_stream(), count)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]  # type: ignore[no-untyped-call]
     for _ in range(2):
         graph.replay()

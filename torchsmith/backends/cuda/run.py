@@ -89,7 +89,7 @@ class Instance:
     """The engine at one set of sizes: its memory, and its graph once it was called.
 
     Inputs and outputs that only our own kernels touch are *bound*: the graph reads the caller's tensor and writes the one that
-    is handed out. Others are copied.
+    is handed out, and the engine keeps no memory for them. Others are copied.
     """
 
     def __init__(self, runner: CudaRunner, env: Mapping[str, int]) -> None:
@@ -97,18 +97,17 @@ class Instance:
         self.runner, self.env = runner, dict(env)
         self.variant = nearest(plan.variants, self.env)
         self.memory = Memory(plan, self.variant, runner.constants, self.env, runner.device)
-        self.memory_bytes = self.memory.bytes
-        self.inputs = [self.memory.tensor(name) for name in plan.inputs]
         self._lock = threading.Lock()
         self._graph: RecordedGraph | None = None
         self._home = raw_stream(runner.device.index)  # that PyTorch gives the memory back to
         self._stream = self._home  # of the last call
-        self._outputs: list[Tensor] = []
+        self._outputs: list[Tensor | None] = []  # in the engine's memory; None for those that are bound
         self._fresh: list[Tensor | None] = []  # for the next call on the same stream: made while the GPU is at work
-        self._edges_in = [
-            (name, tuple(own.stride())) if name in self.memory.bound else None
-            for name, own in zip(plan.inputs, self.inputs, strict=True)
-        ]
+        self._edges_in = [(n, self.memory.strides(n)) if n in self.memory.bound else None for n in plan.inputs]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory.bytes
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         stream = raw_stream(self.runner.device.index)
@@ -122,19 +121,17 @@ class Instance:
                 return self._first(inputs)
             handed = self._fresh or self._outputs_to_hand()  # first: where there is no memory, the graph's edges stay as they are
             changed: set[int] = set()
-            for own, given, edge in zip(self.inputs, inputs, self._edges_in, strict=True):
+            for name, given, edge in zip(self.runner.plan.inputs, inputs, self._edges_in, strict=True):
                 address = given.data_ptr()
-                if edge is not None and given.stride() == edge[1] and address % POINTER_ALIGNMENT == 0:
-                    graph.put(edge[0], address, changed)
-                    continue
-                own.copy_(given)
+                if edge is None or given.stride() != edge[1] or address % POINTER_ALIGNMENT:
+                    address = self.memory.copied(name, given).data_ptr()
                 if edge is not None:
-                    graph.put(edge[0], own.data_ptr(), changed)
+                    graph.put(name, address, changed)
             for name, fresh in zip(self.runner.plan.outputs, handed, strict=True):
                 if fresh is not None:
                     graph.put(name, fresh.data_ptr(), changed)
             graph.launch(stream, changed)
-            results = [own.clone() if fresh is None else fresh for fresh, own in zip(handed, self._outputs, strict=True)]
+            results = [_handed(fresh, own) for fresh, own in zip(handed, self._outputs, strict=True)]
             try:
                 self._fresh = self._outputs_to_hand()
             except torch.OutOfMemoryError:  # this call has what it needs
@@ -155,25 +152,41 @@ class Instance:
             return
         last = torch.cuda.ExternalStream(self._stream, self.runner.device)  # type: ignore[no-untyped-call]
         with _disable_current_modes():  # garbage may be collected while someone traces
-            for tensor in (memory.arena, *(memory.given[name] for name in {*self.runner.plan.inputs, *memory.bound})):
+            for tensor in memory.own():
                 tensor.record_stream(last)
 
     def _outputs_to_hand(self) -> list[Tensor | None]:
         """New memory for every output that the graph can write to directly, None for the others."""
-        bound, names = self.memory.bound, self.runner.plan.outputs
+        memory = self.memory
         with torch.inference_mode(False):  # the next call may be outside the mode that this one is in
-            return [torch.empty_like(o) if n in bound else None for n, o in zip(names, self._outputs, strict=True)]
+            return [memory.new(n) if n in memory.bound else None for n in self.runner.plan.outputs]
 
     def _first(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the steps one by one, which is also what makes libraries choose their kernels; then record the graph."""
+        plan, bound = self.runner.plan, self.memory.bound
         with torch.cuda.device(self.runner.device), memory_errors("a call"):
             stream = torch.cuda.current_stream()
-            for own, given in zip(self.inputs, inputs, strict=True):
-                own.copy_(given)
-            results = [output.clone() for output in self._steps(stream)]
-            if not torch.cuda.is_current_stream_capturing():
-                self._record(stream)
+            self.lend(inputs)
+            try:
+                outputs = self.enqueue(stream)
+                results = [o if n in bound else o.clone() for n, o in zip(plan.outputs, outputs, strict=True)]
+                if not torch.cuda.is_current_stream_capturing():
+                    self._record(stream)
+            finally:
+                self.memory.take_back()
         return results
+
+    def lend(self, inputs: Sequence[Tensor]) -> None:
+        """Let the steps work on these inputs, and on new memory for the outputs, until `memory.take_back()`."""
+        for name, given, edge in zip(self.runner.plan.inputs, inputs, self._edges_in, strict=True):
+            fits = edge is not None and given.stride() == edge[1] and given.data_ptr() % POINTER_ALIGNMENT == 0
+            if fits and not self.memory.overlaps(given):
+                self.memory.lend(name, given)
+            else:
+                self.memory.copied(name, given)
+        with torch.inference_mode(False):  # what is handed out may be used outside the mode that this call is in
+            for name in self.memory.bound.difference(self.runner.plan.inputs):
+                self.memory.lend(name, self.memory.new(name))
 
     def _record(self, stream: torch.cuda.Stream) -> None:
         side = torch.cuda.Stream(self.runner.device)  # type: ignore[no-untyped-call]
@@ -183,18 +196,20 @@ class Instance:
             torch._C._cuda_clearCublasWorkspaces()  # each graph has its own, which no other one runs over
             captured.capture_begin(capture_error_mode="thread_local")
             try:
-                outputs = self._steps(side)
+                outputs = self.enqueue(side)
             finally:
                 captured.capture_end()
                 torch._C._cuda_clearCublasWorkspaces()
         stream.wait_stream(side)
-        edges = {name: (self.memory.address(name), self.memory.given[name].nbytes) for name in self.memory.bound}
-        self._graph, self._outputs = RecordedGraph(captured, self.runner.functions, edges), outputs
+        bound = self.memory.bound
+        edges = {name: (self.memory.given[name].data_ptr(), self.memory.given[name].nbytes) for name in bound}
+        self._outputs = [None if n in bound else o for n, o in zip(self.runner.plan.outputs, outputs, strict=True)]
+        self._graph = RecordedGraph(captured, self.runner.functions, edges)
 
-    def _steps(self, stream: torch.cuda.Stream) -> list[Tensor]:
-        """Enqueue every step; the outputs are in the engine's memory."""
+    def enqueue(self, stream: torch.cuda.Stream, count: int | None = None) -> list[Tensor]:
+        """Enqueue the steps, or the first `count`, in which case no outputs are given; they are in the engine's memory."""
         memory, functions = self.memory.fresh(), self.runner.functions
-        for index, step in enumerate(self.variant.steps):
+        for index, step in enumerate(self.variant.steps[:count]):
             if isinstance(step, LaunchStep):
                 arguments = [
                     memory.address(a["value"]) if isinstance(a, dict) else sizes.evaluate(a, self.env) for a in step.arguments
@@ -205,7 +220,15 @@ class Instance:
                     given = step.op.bound(self.env).reference(*(memory.tensor(n) for n in step.inputs))
                 memory.adopt(step, given if isinstance(given, tuple) else (given,))
             memory.release(index)
-        return [memory.tensor(name) for name in self.runner.plan.outputs]
+        return [memory.tensor(name) for name in self.runner.plan.outputs] if count is None else []
+
+
+def _handed(fresh: Tensor | None, own: Tensor | None) -> Tensor:
+    """What the graph wrote directly, or a copy of what it left in the engine's memory."""
+    if fresh is not None:
+        return fresh
+    assert own is not None
+    return own.clone()
 
 
 def raw_stream(device: int) -> int:
@@ -221,20 +244,67 @@ class Memory:
     ) -> None:
         self.plan, self.env, self.device = plan, env, device
         self.bound = bound_edges(plan, variant)
-        edges = dict.fromkeys([*plan.inputs, *self.bound])
-        with memory_errors("its inputs and outputs"):
-            self.given = {n: torch.zeros(self._numel(n), dtype=plan.values[n].dtype, device=device) for n in edges}
-        self.given.update(constants)
+        self.given: dict[str, Tensor] = dict(constants)
+        self._copies: dict[str, Tensor] = {}  # memory for inputs that are copied
+        self._lent: dict[str, Tensor] = {}
         lives, self._last = lifetimes(plan, variant, env)
-        offsets, size = arrange([life for life in lives if life.name not in self.given and life.name not in self._last])
+        offsets, size = arrange([life for life in lives if life.name not in self.bound and life.name not in self._last])
         with memory_errors("its activations"):
             self.arena = torch.empty(size, dtype=torch.uint8, device=device)
-        self.bytes = size + sum(t.nbytes for t in self.given.values()) - sum(t.nbytes for t in constants.values())
         for name, offset in offsets.items():
             value = plan.values[name]
             self.given[name] = self.arena[offset : offset + self._numel(name) * value.dtype.itemsize].view(value.dtype)
         self._adopted: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of the arena, and of copies of inputs; not of weights, nor of what the caller lends and is handed."""
+        return self.arena.nbytes + sum(t.nbytes for t in self._copies.values())
+
+    def own(self) -> list[Tensor]:
+        return [self.arena, *self._copies.values()]
+
+    def strides(self, name: str) -> tuple[int, ...]:
+        return tuple(self._numbers(self.plan.values[name].strides))
+
+    def new(self, name: str) -> Tensor:
+        """Memory for a bound output, as the caller is handed it."""
+        value = self.plan.values[name]
+        return torch.empty_strided(self._numbers(value.shape), self.strides(name), dtype=value.dtype, device=self.device)
+
+    def overlaps(self, tensor: Tensor) -> bool:
+        """Whether the memory of another edge that is lent lies where this tensor's does: the graph would take one for the other."""
+        first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.untyped_storage().nbytes()
+        return any(t.data_ptr() < last and first < t.data_ptr() + t.nbytes for t in self._lent.values())
+
+    def lend(self, name: str, tensor: Tensor) -> None:
+        """Let a bound edge be in the tensor's memory."""
+        self._lent[name] = tensor.as_strided((self._numel(name),), (1,), tensor.storage_offset())
+        self._put(name, self._lent[name])
+
+    def copied(self, name: str, given: Tensor) -> Tensor:
+        """An input in memory of the engine's own."""
+        if name not in self._copies:
+            value = self.plan.values[name]
+            with memory_errors("its inputs"), torch.inference_mode(False):
+                self._copies[name] = torch.empty(self._numel(name), dtype=value.dtype, device=self.device)
+        self._put(name, self._copies[name])
+        own = self._copies[name].as_strided(given.shape, self.strides(name))
+        own.copy_(given)
+        return own
+
+    def _put(self, root: str, memory: Tensor) -> None:
+        if self.given.get(root) is not memory:
+            self.given[root] = memory
+            self._tensors = {n: t for n, t in self._tensors.items() if self.plan.values[n].root != root}
+
+    def take_back(self) -> None:
+        """Let go of what was lent."""
+        for name in self._lent:
+            del self.given[name]
+        self._lent = {}
+        self.fresh()
 
     def fresh(self) -> Memory:
         """For another run of the steps: nothing is adopted."""
