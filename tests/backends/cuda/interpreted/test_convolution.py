@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import torchsmith
 from tests.backends.cuda.simulated import check, graph_of, run
 from torchsmith.backends.cuda.kernels.convolution import twin
-from torchsmith.backends.cuda.tactics import convolution, stem
+from torchsmith.backends.cuda.tactics import convolution, stem, stem_taps
 from torchsmith.backends.cuda.tactics.convolution import ConvolutionConfig
 from torchsmith.backends.cuda.tactics.stem import StemConfig
 from torchsmith.errors import Unsupported
@@ -49,14 +49,21 @@ class First(nn.Module):
 
 
 def only(monkeypatch: pytest.MonkeyPatch, template: Any, config: Any) -> None:
-    """Make the template offer one configuration, and take the convolution templates after it away from the node."""
+    """Make the template offer one configuration, and take the node away from the other convolution templates."""
+    for other in (convolution.TEMPLATE, stem_taps.TEMPLATE, stem.TEMPLATE):
+        if other is template:
+            monkeypatch.setattr(type(other), "configs", lambda self, e: [config])
+        else:
+            without(monkeypatch, other)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, template: Any) -> None:
+    """Make the template refuse every node."""
 
     def refuse(self: Any, e: Any) -> Any:
         raise Unsupported("not asked for")
 
-    for other in (convolution.TEMPLATE, stem.TEMPLATE):
-        offered = (lambda self, e: [config]) if other is template else refuse
-        monkeypatch.setattr(type(other), "configs", offered)
+    monkeypatch.setattr(type(template), "configs", refuse)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -117,7 +124,8 @@ def test_dynamic_sizes() -> None:
         (First(24, 20, (3,), padding=1, groups=2), (2, 24, 7)),
     ],
 )
-def test_stem(module: First, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_stem(module: First, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, stem_taps.TEMPLATE)
     found = check(module, torch.randn(shape), dtype=dtype)
     assert "stem" in found.kernels
     if shape[1] < 16:  # the cast is in the kernel

@@ -25,7 +25,6 @@ def small_problems_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def taps_only(monkeypatch: pytest.MonkeyPatch, *config: Any) -> None:
     only(monkeypatch, stem_taps.TEMPLATE, StemTapsConfig(*config))
-    monkeypatch.setattr(type(stem_taps.TEMPLATE), "configs", lambda self, e: [StemTapsConfig(*config)])
 
 
 @pytest.mark.parametrize(("wide", "dtype"), [(1, torch.float16), (2, torch.float16), (4, torch.float16), (4, torch.bfloat16)])
