@@ -73,9 +73,11 @@ def cuda_graph(module: nn.Module, inputs: Inputs, precision: str) -> Built:
         for mine, new in zip(held.tensors(), given.tensors(), strict=True):
             mine.copy_(new)
 
+    kept = (outputs, module)  # the graph reads the module's weights, but does not keep them
+
     def call(_: None) -> Any:
         graph.replay()
-        return outputs
+        return kept[0]
 
     return Built(prepare, call, "torch.cuda.graph around eager" + (", channels-last" if convolutional(module) else ""))
 
