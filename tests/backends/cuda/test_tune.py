@@ -48,8 +48,11 @@ def choose(graph: Graph, config: BuildConfig = NONE) -> list[Choice]:
 
 
 def candidates(graph: Graph, limit: int = 8) -> list[tactics.Tactic]:
+    """Of the first node, those that are offered for every one of `points`."""
     graph = fuse(graph)
-    return tactics.tactics_of(tune.Search(*placed(graph), limit).emission(graph.nodes[0]), limit)[0]
+    search = tune.Search(*placed(graph), limit)
+    first, *others = (tactics.tactics_of(search.emission(graph.nodes[0], at), limit)[0] for at in points(graph))
+    return [tactic for tactic in first if all(tactic in other for other in others)]
 
 
 def test_the_fastest_is_chosen_and_nodes_that_are_alike_are_timed_once(timer: FakeTimer) -> None:
@@ -289,6 +292,14 @@ def test_no_gpu_gives_no_timer() -> None:
         from torchsmith.backends.cuda.timing import device_timer
 
         assert device_timer(HERE) is None
+
+
+def test_an_untuned_build_guesses_once_for_the_middle() -> None:
+    graph = fuse(layers(rows="s0"))
+    search = tune.Search(*placed(graph), 1)
+    (choice,) = choose(layers(rows="s0"), BuildConfig(tune=False, timing_cache=""))
+    assert choice.at == {}
+    assert choice.chosen[0].tactic == search.problem(graph.nodes[0], {"s0": 8}).tactics[0]
 
 
 def test_templates_guess_for_the_sizes_that_are_tuned_for() -> None:

@@ -54,8 +54,11 @@ Choose = Callable[[Graph, "dict[Value, View]", Packed, Target, BuildConfig], "li
 
 
 def guess(graph: Graph, views: dict[Value, View], packed: Packed, target: Target, config: BuildConfig) -> list[Choice]:
-    """Best guesses for every size; nothing is compiled. Adds the views of what is inside nodes that are taken apart."""
-    return [Choice({}, Search(views, packed, 1).settle(graph.nodes, {}))]
+    """One choice for every size: best guesses for those in the middle. Nothing is compiled.
+
+    Adds the views of what is inside nodes that are taken apart.
+    """
+    return [Choice({}, Search(views, packed, 1).settle(graph.nodes, points(graph)[0]))]
 
 
 def choose(graph: Graph, views: dict[Value, View], packed: Packed, target: Target, config: BuildConfig) -> list[Choice]:
@@ -64,7 +67,7 @@ def choose(graph: Graph, views: dict[Value, View], packed: Packed, target: Targe
     Adds the views of what is inside nodes that are taken apart.
     """
     arch, workers = int(target.arch.removeprefix("sm_")), config.compile_workers
-    sizes = points(graph) if config.tune else [{}]
+    sizes = points(graph) if config.tune else points(graph)[:1]
     cold = sum(t.nbytes for t in graph.constants.values()) > COLD_BYTES
     timer = device_timer(target) if config.tune else None
     cache = open_cache(target, config.timing_cache if config.tune else "")

@@ -14,7 +14,7 @@ from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
 from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
-from torchsmith.backends.cuda.tactics.rows import blocks_of, check_floats, check_offsets, number, up
+from torchsmith.backends.cuda.tactics.rows import blocks_of, check_floats, check_offsets, up
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, product, same
 from torchsmith.ir.graph import Value
@@ -22,6 +22,7 @@ from torchsmith.ir.types import TensorType
 
 WIDEST_HEAD = 256
 PROCESSORS = 132
+USUAL_SIZE = 64  # what guesses take an unknown number of heads, queries or keys for
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class AttentionTemplate:
 
     def configs(self, e: Emission) -> Sequence[AttentionConfig]:
         p = problem_of(e)
-        found = shapes_of(p, p.parts.main.inputs[0].type.dtype)
+        found = shapes_of(e, p, p.parts.main.inputs[0].type.dtype)
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written
         return found
 
@@ -106,7 +107,7 @@ def problem_of(e: Emission) -> Problem:
     return Problem(parts, shape[:-2], shape[-2], k.type.shape[-2], features, values)
 
 
-def shapes_of(p: Problem, dtype: torch.dtype) -> list[AttentionConfig]:
+def shapes_of(e: Emission, p: Problem, dtype: torch.dtype) -> list[AttentionConfig]:
     """Small tiles where there are few heads and queries, large ones, for wgmma, where there are enough blocks."""
     wide = max(p.features, p.values) > 128
     if dtype == torch.float32:
@@ -116,12 +117,12 @@ def shapes_of(p: Problem, dtype: torch.dtype) -> list[AttentionConfig]:
     else:
         sizes = [(128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 32, 4, 3),
                  (32, 64, 4, 3), (32, 64, 2, 3), (16, 64, 2, 3), (16, 128, 4, 2)]  # fmt: skip
-    heads, length = number(p.heads), number(p.length)
+    heads, length, keys = (e.likely(n, USUAL_SIZE) for n in (p.heads, p.length, p.keys))
     if isinstance(p.keys, int) and p.keys <= 256 and not wide and dtype != torch.float32:
         sizes += [(16, max(16, up(p.keys)), 8, 2), (32, max(16, up(p.keys)), 8, 2)]  # all keys at once
     sizes = list(dict.fromkeys(sizes))
     found = [AttentionConfig(*size) for size in sizes if size[0] <= max(sizes[-1][0], up(length))]
-    return sorted(found, key=lambda c: _cost(heads, length, number(p.keys), c))
+    return sorted(found, key=lambda c: _cost(heads, length, keys, c))
 
 
 def _cost(heads: int, length: int, keys: int, c: AttentionConfig) -> float:

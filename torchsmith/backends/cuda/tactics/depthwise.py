@@ -20,7 +20,7 @@ from torchsmith.ir.dim import Dim, floordiv, product
 from torchsmith.ir.graph import Value
 
 SMS = 132  # streaming multiprocessors that guesses are made for
-USUAL_BATCH, USUAL_PIXELS = 8, 28  # what guesses take an unknown size for
+USUAL_BATCH, USUAL_SIDE, USUAL_SHARES = 8, 28, 64  # what guesses take an unknown size for
 MAX_TAPS = 81  # of a kernel that is unrolled
 MAX_UNROLLED = 1024  # multiplications of a thread: more take the compiler many seconds
 MAX_ELEMENTS = 1 << 31  # offsets are 32-bit within a picture
@@ -84,7 +84,7 @@ class DepthwiseTemplate:
 
     def configs(self, e: Emission) -> Sequence[DepthwiseConfig]:
         p = depthwise_of(e, parts_of(e.node, "Convolution"), e.node.outputs[0])
-        found = depthwise_configs(p, 0)
+        found = depthwise_configs(e, p, 0)
         emit_depthwise(Emission(e.node, e.views, e._packed), p, found[0], None, None)  # whether the hook can be written
         return found
 
@@ -168,10 +168,11 @@ def squeeze_block(units: int | None, c: DepthwiseConfig) -> int:
 # ---- guesses --------------------------------------------------------------------------------------------------------------
 
 
-def depthwise_configs(p: Depthwise, units: int) -> list[DepthwiseConfig]:
+def depthwise_configs(e: Emission, p: Depthwise, units: int) -> list[DepthwiseConfig]:
     """A dozen configurations, the best guess first. units: of the squeezing layer that comes after, 0 for none."""
-    ranked = sorted(_candidates(p), key=lambda c: (guessed_cycles(p, c, units), c.num_warps, c.block_c))
-    images = p.y_sizes[0] if isinstance(p.y_sizes[0], int) else USUAL_BATCH
+    images, sides = e.likely(p.y_sizes[0], USUAL_BATCH), (e.likely(n, USUAL_SIDE) for n in p.y_sizes[2:])
+    likely = replace(p, y_sizes=(images, p.channels, *sides))
+    ranked = sorted(_candidates(likely), key=lambda c: (guessed_cycles(likely, c, units), c.num_warps, c.block_c))
     found = [DepthwiseConfig(*c, early=True) for c in strips(p, images)]
     for c in ranked:  # varied ones
         same_tile = [f for f in found if (f.tile_h, f.tile_w, f.block_c) == (c.tile_h, c.tile_w, c.block_c)]
@@ -183,9 +184,8 @@ def depthwise_configs(p: Depthwise, units: int) -> list[DepthwiseConfig]:
 
 
 def _candidates(p: Depthwise) -> list[DepthwiseConfig]:
-    rows, columns = (n if isinstance(n, int) else USUAL_PIXELS for n in p.y_sizes[2:])
+    _, _, rows, columns = map(int, p.y_sizes)
     widest = 16 // p.x.type.dtype.itemsize
-    images = p.y_sizes[0] if isinstance(p.y_sizes[0], int) else USUAL_BATCH
     taps = p.kernel[0] * p.kernel[1]
     found = []
     for block_c in (8, 16, 32, 64, 128):
@@ -204,16 +204,18 @@ def _candidates(p: Depthwise) -> list[DepthwiseConfig]:
                     for groups_w in {min(across, groups), min(across, max(1, groups // 4), 8)}:
                         if groups // groups_w <= down:
                             c = DepthwiseConfig(block_c, tile_h, tile_w, groups // groups_w, groups_w, num_warps, False)
-                            found.append(replace(c, early=taps <= 25 and _blocks(p, c, images) * num_warps <= 8 * SMS))
+                            found.append(replace(c, early=taps <= 25 and _blocks(p, c) * num_warps <= 8 * SMS))
     if not found:  # a picture smaller than a warp
         found.append(DepthwiseConfig(min(128, max(8, up(p.channels))), 1, 1, 1, 1, 1, False))
     return list(dict.fromkeys(found))
 
 
 def guessed_cycles(p: Depthwise, c: DepthwiseConfig, units: int) -> float:
-    """Clock cycles of one multiprocessor, roughly: what is issued, what L1 and L2 move, and the latency that nothing hides."""
-    images = p.y_sizes[0] if isinstance(p.y_sizes[0], int) else USUAL_BATCH
-    blocks = _blocks(p, c, images)
+    """Clock cycles of one multiprocessor, roughly: what is issued, what L1 and L2 move, and the latency that nothing hides.
+
+    p: of known sizes.
+    """
+    blocks = _blocks(p, c)
     itemsize = p.x.type.dtype.itemsize
     pixels = c.groups_h * c.groups_w
     vector = max(1, pixels * c.block_c // (32 * c.num_warps))  # channels of a thread
@@ -237,7 +239,7 @@ def guessed_cycles(p: Depthwise, c: DepthwiseConfig, units: int) -> float:
     issue = issued * max(1.0, warps / 4)
     waves = -(-each // resident)
     reduced = (250 + 2 * units) if units else 0
-    later = blocks // images * units * 4 / 32 if units else 0  # what the gate's blocks each read
+    later = blocks // int(p.y_sizes[0]) * units * 4 / 32 if units else 0  # what the gate's blocks each read
     return (
         max(issue, l1, moved / 32)
         + 0.3 * (issue + l1 + moved / 32) / max(1, min(each, resident))
@@ -247,9 +249,8 @@ def guessed_cycles(p: Depthwise, c: DepthwiseConfig, units: int) -> float:
     )
 
 
-def _blocks(p: Depthwise, c: DepthwiseConfig, images: int) -> int:
-    over_channels, tiles = p.blocks(c)
-    return over_channels * (tiles if isinstance(tiles, int) else USUAL_PIXELS) * images
+def _blocks(p: Depthwise, c: DepthwiseConfig) -> int:
+    return int(product((p.y_sizes[0], *p.blocks(c))))
 
 
 def up(n: int) -> int:

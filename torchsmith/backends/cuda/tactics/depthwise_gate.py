@@ -10,6 +10,8 @@ import torch
 from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.tactics.depthwise import (
+    USUAL_BATCH,
+    USUAL_SHARES,
     Depthwise,
     DepthwiseConfig,
     depthwise_configs,
@@ -48,10 +50,10 @@ class DepthwiseGateTemplate:
     def configs(self, e: Emission) -> Sequence[DepthwiseGateConfig]:
         p, layers = _parts(e)
         found: list[DepthwiseGateConfig] = []
-        for rank, c in enumerate(depthwise_configs(p, layers.units)):
-            shares = product(p.blocks(c))
+        for rank, c in enumerate(depthwise_configs(e, p, layers.units)):
+            images, shares = e.likely(p.x_sizes[0], USUAL_BATCH), e.likely(product(p.blocks(c)), USUAL_SHARES)
             # another gate kernel beside the best convolutions only: the two are independent but for the number of shares
-            for excite in excite_configs(p.x_sizes[0], layers.channels, layers.units, shares)[: 3 if rank == 0 else 1]:
+            for excite in excite_configs(images, layers.channels, layers.units, shares)[: 3 if rank == 0 else 1]:
                 fields = (c.block_c, c.tile_h, c.tile_w, c.groups_h, c.groups_w, c.num_warps, c.early)
                 found.append(DepthwiseGateConfig(*fields, excite.block_n, excite.block_c, excite.num_warps))
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from torchsmith.backends.cuda.emission import Emission
+from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.kernels.gemm import gemm, gemm_persistent, gemm_sum
 from torchsmith.backends.cuda.program import HookWriter
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig, gemm_configs
 from torchsmith.backends.cuda.tactics.gemm_problem import Problem, early_epilogue_of, epilogue_of, problem_of, prologue_of
-from torchsmith.ir.dim import Dim, floordiv
+from torchsmith.ir.dim import Dim, bind, floordiv, product, symbols_in
 
 SUM_BLOCK_M, SUM_BLOCK_N = 8, 64
-MANY_ROWS, FEW_ROWS = 1 << 14, 256  # what an unknown number is taken for
+USUAL_ROWS, USUAL_BATCH = 1 << 12, 8  # what guesses take an unknown size for
+MOST_PARTS = 1 << 24  # elements of scratch memory for parts of sums, at the greatest of dynamic sizes
 
 
 class GemmTemplate:
@@ -29,10 +31,9 @@ class GemmTemplate:
         epilogue_of(e, p, writer, 16, 16)  # whether the hooks can be written
         prologue_of(e, p, writer, 16, 16)
         item_bytes, gated = p.a.type.dtype.itemsize, bool(p.parts.before)
-        if isinstance(p.m, int):
-            return gemm_configs(p.m, p.n, p.k, size_of(p.batch, 8), item_bytes, p.constant, gated)
-        many, few = (gemm_configs(m, p.n, p.k, size_of(p.batch, 8), item_bytes, False, gated) for m in (MANY_ROWS, FEW_ROWS))
-        return list(dict.fromkeys(c for pair in zip(many, few, strict=False) for c in pair))[:12]
+        m, batch = e.likely(p.m, USUAL_ROWS), e.likely(p.batch, USUAL_BATCH)
+        found = gemm_configs(m, p.n, p.k, batch, item_bytes, p.constant and isinstance(p.m, int), gated)
+        return [c for c in found if c.split_k == 1 or parts_fit(e, p, c.split_k)]
 
     def emit(self, e: Emission, config: GemmConfig) -> None:
         p = problem_of(e)
@@ -143,9 +144,14 @@ def even(size: Dim, block: int) -> bool:
     return isinstance(size, int) and size % block == 0
 
 
-def size_of(size: Dim, otherwise: int) -> int:
-    """A number to guess with."""
-    return size if isinstance(size, int) else otherwise
+def parts_fit(e: Emission, p: Problem, splits: int) -> bool:
+    """Whether a sum may be split: how much scratch memory its parts take at most is known, and little."""
+    rows = product((p.batch, p.m))
+    if isinstance(rows, int):
+        return True
+    ranges = e.node.op.body.ranges if isinstance(e.node.op, Fused) else {}
+    highs = {name: high for name, (_, high) in ranges.items() if high is not None}
+    return symbols_in(rows) <= highs.keys() and int(bind(rows, highs)) * p.n * splits <= MOST_PARTS
 
 
 def ceildiv(size: Dim, by: int) -> Dim:

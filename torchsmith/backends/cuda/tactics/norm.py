@@ -30,7 +30,7 @@ class NormTemplate:
     config_type = RowConfig
 
     def configs(self, e: Emission) -> Sequence[RowConfig]:
-        found = row_configs(problem_of(e), 1024, WIDEST)
+        found = row_configs(e, problem_of(e), 1024, WIDEST)
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written
         return found
 

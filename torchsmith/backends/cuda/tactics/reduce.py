@@ -15,10 +15,12 @@ from torchsmith.backends.cuda.kernels.reduce import reduce
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
 from torchsmith.backends.cuda.tactics.parts import parts_of
-from torchsmith.backends.cuda.tactics.rows import HOOK, MASKS, RowHooks, Rows, blocks_of, number, rows_of, up
+from torchsmith.backends.cuda.tactics.rows import HOOK, MASKS, USUAL_ROWS, RowHooks, Rows, blocks_of, number, rows_of, up
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim
 from torchsmith.ir.graph import Value
+
+USUAL_COLS = 1024  # what guesses take an unknown number for
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class ReduceTemplate:
 
     def configs(self, e: Emission) -> Sequence[ReduceConfig]:
         p = problem_of(e)
-        found = shapes_of(p)
+        found = shapes_of(e, p)
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written
         return found
 
@@ -123,9 +125,9 @@ def problem_of(e: Emission) -> Rows:
     return rows_of(e, parts, op.dims)  # type: ignore[attr-defined]
 
 
-def shapes_of(p: Rows) -> list[ReduceConfig]:
+def shapes_of(e: Emission, p: Rows) -> list[ReduceConfig]:
     """Tiles of some 2,048 elements, the longer side along what lies together in memory; more blocks where there are few rows."""
-    rows, cols = number(p.rows), number(p.cols)
+    rows, cols = e.likely(p.rows, USUAL_ROWS), e.likely(p.cols, USUAL_COLS)
     # across rows, eight of them are one 16-byte load of half precision
     across = ((8, 256, 4), (16, 128, 4), (16, 256, 8), (32, 64, 8), (64, 32, 8), (128, 16, 8))
     along = ((1, 1024, 4), (4, 256, 4), (16, 64, 4), (1, 2048, 8), (4, 512, 8), (32, 32, 4))

@@ -23,7 +23,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 MOST_OFFSET = 2**31 - 1  # kernels count elements in 32 bits
 MASKS = (("rows", "row_mask"), ("cols", "col_mask"))
 HOOK = ("rows", "cols", "row_mask", "col_mask", "mask")  # what the kernels give their hooks first
-ANY_SIZE = 64  # stands for a size that is known only at run time, where configurations are ordered
+ANY_SIZE = 64  # stands for a size that is known only at run time, where strides are ordered
+USUAL_ROWS = 1024  # what guesses take an unknown number for
 
 
 @dataclass(frozen=True)
@@ -215,11 +216,11 @@ def _offset(writer: HookWriter, text: str) -> Hook:
     return writer.hook("place", ("rows", "cols"), [text])
 
 
-def row_configs(p: Rows, elements: int, widest: int) -> list[RowConfig]:
+def row_configs(e: Emission, p: Rows, elements: int, widest: int) -> list[RowConfig]:
     """Configurations, the best guess first. elements: of a block, about; widest: the longest row that a block holds at once."""
     if not isinstance(p.cols, int):
         return [RowConfig(1, 2048, 8, True), RowConfig(1, 1024, 4, True), RowConfig(1, 4096, 8, True)]
-    rows, block = number(p.rows), up(p.cols)
+    rows, block = e.likely(p.rows, USUAL_ROWS), up(p.cols)
     if block > widest:
         size = (1, 4096) if not p.across else (32, 64)
         found = [RowConfig(*size, 8, True), RowConfig(size[0], size[1] * 2, 16, True), RowConfig(size[0], size[1] // 2, 4, True)]

@@ -12,7 +12,16 @@ from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.kernels.squeeze_excite import excite, squeeze
 from torchsmith.backends.cuda.program import HookWriter, Space
-from torchsmith.backends.cuda.tactics.depthwise import MAX_ELEMENTS, SMS, USUAL_BATCH, USUAL_PIXELS, ceildiv, ceildiv_int, up
+from torchsmith.backends.cuda.tactics.depthwise import (
+    MAX_ELEMENTS,
+    SMS,
+    USUAL_BATCH,
+    USUAL_SHARES,
+    USUAL_SIDE,
+    ceildiv,
+    ceildiv_int,
+    up,
+)
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, product
 from torchsmith.ir.graph import Node, Value
@@ -152,7 +161,7 @@ def emit_excite(e: Emission, layers: Layers, partial: Value, pixels: Dim, c: Exc
     gating.compute(layers.gating, Space(layers.excited.type.shape, hidden_space.indices))
     images, rows = partial.type.shape[:2]
     g_n, g_c = e.view(layers.gate).strides[:2]
-    known = rows if isinstance(rows, int) else 64
+    known = rows if isinstance(rows, int) else USUAL_SHARES
     # at most 64 float32 a thread at once
     block_s = max(up(layers.units), 16 if c.block_n >= 16 else 1)  # tensor cores multiply at least 16
     block_r = max(1, min(up(known), c.num_warps * 2048 // (block_s * c.block_n)))
@@ -175,40 +184,38 @@ def emit_excite(e: Emission, layers: Layers, partial: Value, pixels: Dim, c: Exc
 # ---- guesses --------------------------------------------------------------------------------------------------------------
 
 
-def excite_configs(images: Dim, channels: int, units: int, shares: Dim) -> list[ExciteConfig]:
+def excite_configs(images: int, channels: int, units: int, shares: int) -> list[ExciteConfig]:
     """The best guess first. shares: how many rows are added up for a picture."""
-    count = images if isinstance(images, int) else USUAL_BATCH
-    rows = shares if isinstance(shares, int) else 64
     found = []
     for block_n in (1, 2, 4):
         for block_c in (8, 16, 32, 64, 128, 256):
             for num_warps in (2, 4, 8):
                 work = block_n * block_c * up(units)
-                small = block_n <= up(count) and block_c <= up(channels)
+                small = block_n <= up(images) and block_c <= up(channels)
                 if small and work <= num_warps * 32 * 64 and block_c * up(units) <= num_warps * 32 * 64:
                     found.append(ExciteConfig(block_n, block_c, num_warps))
     if not found:
         return [ExciteConfig(1, max(1, 8 * 32 * 64 // up(units)), 8)]
 
     def cycles(c: ExciteConfig) -> float:
-        each = -(-(ceildiv_int(channels, c.block_c) * ceildiv_int(count, c.block_n)) // SMS)
-        loaded = (c.block_n * rows * 4 + c.block_c * 2) * units / 32  # at 32 bytes a cycle
+        each = -(-(ceildiv_int(channels, c.block_c) * ceildiv_int(images, c.block_n)) // SMS)
+        loaded = (c.block_n * shares * 4 + c.block_c * 2) * units / 32  # at 32 bytes a cycle
         lanes = 32 * c.num_warps
-        computed = (c.block_n * rows + c.block_n * c.block_c * 2) * up(units) / lanes * 3 + 200
+        computed = (c.block_n * shares + c.block_n * c.block_c * 2) * up(units) / lanes * 3 + 200
         resident = min(each, 64 // c.num_warps)
         return each * (loaded + computed * c.num_warps / max(4, c.num_warps)) + -(-each // resident) * (1200 + computed)
 
     ranked = sorted(found, key=lambda c: (cycles(c), c.num_warps))
     varied = {(c.block_n, c.block_c): c for c in reversed(ranked)}  # of each size the best number of warps
     # many pictures at once through tensor cores, for one block reads the shares of its pictures for all of its channels
-    many = [ExciteConfig(16, block_c, 4) for block_c in (64, 128)] if count >= 64 and 32 <= up(units) <= 128 else []
+    many = [ExciteConfig(16, block_c, 4) for block_c in (64, 128)] if images >= 64 and 32 <= up(units) <= 128 else []
     return [*many, *sorted(varied.values(), key=ranked.index)][:6]
 
 
 def _configs(e: Emission, layers: Layers) -> list[SqueezeExciteConfig]:
     shape, itemsize = layers.x.type.shape, layers.x.type.dtype.itemsize
     images = e.likely(shape[0], USUAL_BATCH)
-    pixels = e.likely(shape[2], USUAL_PIXELS) * e.likely(shape[3], USUAL_PIXELS)
+    pixels = e.likely(product(shape[2:]), USUAL_SIDE**2)
     ranked: list[tuple[float, SqueezeExciteConfig]] = []
     for block_c, num_warps, vectors, splits in itertools.product((16, 32, 64, 128), (4, 8), (1, 4), (1, 2, 4, 8, 16, 32)):
         block_p = num_warps * 32 * (16 // itemsize) * vectors // block_c

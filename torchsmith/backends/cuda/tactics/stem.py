@@ -44,7 +44,7 @@ class StemTemplate:
         if filters < 8 and p.groups > 1:
             raise Unsupported(f"{filters} output channels a group would leave most of a block empty")
         self.emit(Emission(e.node, e.views, e._packed), StemConfig(32, 16, 32, 4))  # whether the hooks can be written
-        m = p.pixels if isinstance(p.pixels, int) else 1 << 14
+        m = e.likely(p.pixels, 1 << 14)
         shapes = (
             (128, 64, 32, 8), (128, 32, 32, 4), (64, 64, 32, 4), (64, 32, 32, 4), (32, 32, 32, 2), (128, 128, 32, 8),
             (32, 64, 32, 4), (64, 64, 64, 4), (64, 128, 64, 8), (32, 32, 64, 4), (16, 64, 64, 4), (64, 16, 32, 4), (128, 16, 32, 4),

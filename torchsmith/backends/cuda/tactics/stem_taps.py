@@ -45,7 +45,7 @@ class StemTapsTemplate:
     def configs(self, e: Emission) -> Sequence[StemTapsConfig]:
         p = problem_of(e)
         count = p.channels * p.kernel[0] * p.kernel[1]
-        few = isinstance(p.pixels, int) and p.pixels < MANY_PIXELS
+        few = e.likely(p.pixels, MANY_PIXELS) < MANY_PIXELS
         if p.weight.type.dtype == torch.float32:
             raise Unsupported("products in float32: the sums, not the loads, take the time")
         if p.groups > 1:
