@@ -71,6 +71,8 @@ class AttentionTemplate:
         strides = {name: e.view(value).strides for name, value in (("q", q), ("k", k), ("v", v))}
         mask_row, mask_col = _mask_strides(e, mask, p) if mask else (0, 0)
         even = isinstance(p.keys, int) and p.keys % config.block_n == 0
+        # where it may round, PyTorch's kernel makes three products of TF32, which is all but float32; so does this one
+        precision = "tf32x3" if e.precision(main) == "tf32" else "ieee"
         e.launch(
             attention,
             (blocks_of(p.length, config.block_m) * p.heads,),
@@ -81,8 +83,9 @@ class AttentionTemplate:
                 **dict(OFFSETS=_offsets(e, p, writer, (q, k, v, mask)), **_results(e, p, writer)),
                 **dict(SCALE=float(main.op.scale) * math.log2(math.e), CAUSAL=bool(main.op.causal)),  # type: ignore[attr-defined]
                 **dict(MASK="" if mask is None else "bool" if mask.type.dtype == torch.bool else "add", EVEN=even),
+                **dict(TAIL=0 if main.op.causal else tail_of(p.keys, config.block_n)),  # type: ignore[attr-defined]
                 **dict(E=p.features, V=p.values, BLOCK_E=max(16, up(p.features)), BLOCK_V=max(16, up(p.values))),
-                **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, PRECISION="ieee", PDL=True),
+                **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, PRECISION=precision, PDL=True),
                 **writer.arguments(),
             },
             writes=[output],
@@ -105,6 +108,13 @@ def problem_of(e: Emission) -> Problem:
         raise Unsupported(f"attention with heads of {features} and {values} features; it takes known numbers up to {WIDEST_HEAD}")
     shape = main.outputs[0].type.shape
     return Problem(parts, shape[:-2], shape[-2], k.type.shape[-2], features, values)
+
+
+def tail_of(keys: Dim, block_n: int) -> int:
+    """The smallest block that takes the keys left over by whole ones; 0 where that is none, or as large as they are."""
+    left = keys % block_n if isinstance(keys, int) else 0
+    tail = max(16, up(left)) if left else 0
+    return tail if tail < block_n else 0
 
 
 def shapes_of(e: Emission, p: Problem, dtype: torch.dtype) -> list[AttentionConfig]:
