@@ -208,7 +208,8 @@ def excite_configs(images: int, channels: int, units: int, shares: int) -> list[
     ranked = sorted(found, key=lambda c: (cycles(c), c.num_warps))
     varied = {(c.block_n, c.block_c): c for c in reversed(ranked)}  # of each size the best number of warps
     # many pictures at once through tensor cores, for one block reads the shares of its pictures for all of its channels
-    many = [ExciteConfig(16, block_c, 4) for block_c in (64, 128)] if images >= 64 and 32 <= up(units) <= 128 else []
+    sizes = [(64, 4), (128, 4)] if up(units) <= 128 else [(32, 8), (64, 8)]
+    many = [ExciteConfig(16, *c) for c in sizes] if images >= 64 and 32 <= up(units) <= 256 else []
     return [*many, *sorted(varied.values(), key=ranked.index)][:6]
 
 
