@@ -56,6 +56,7 @@ class BuildConfig:
     timing_cache: str | None = option(
         None, "file of measured times, shared between builds; the default is in this user's cache folder, and '' is none"
     )
+    disable_tf32: bool = option(False, "multiply float32 in full on GPUs, also where PyTorch's switches allow TF32")
     tactics_per_node: int = option(8, "how many configurations of each kernel template are timed for a layer")
     compile_workers: int = option(0, "processes that compile GPU kernels; 0: as many as there are CPU cores")
 

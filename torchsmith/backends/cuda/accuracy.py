@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 
 from torchsmith.backends.cuda.fuse.fused import bind_graph, flattened
+from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.interpret import interpret
 from torchsmith.ir.widen import widened
+from torchsmith.ops.attention import Attention
 
 WORSE = 1.1  # than PyTorch's own error
 WORST_ELEMENT = 8.0  # times PyTorch's largest error of one element
 # What reordered sums and rounded intermediate results may add, relative to the norm.
 FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}
+# What rounding both operands of a product to TF32 adds, where it is allowed and PyTorch's own kernel happens not to: 3e-4 for
+# normal numbers.
+TF32_FLOOR = 4e-4
 _CHUNK = 1 << 24  # elements compared at once, so that float64 copies stay small
 
 
@@ -62,12 +67,18 @@ def body_of(node: Node, at: dict[str, int]) -> Graph:
     return bind_graph(graph, at)
 
 
-def references(body: Graph, inputs: Sequence[Tensor]) -> References:
-    """inputs: of the body's own dtypes. Where float64 is not to be had, for lack of memory or of a kernel, PyTorch's results stand
-    for it."""
-    eager = interpret(body, inputs)
+def references(body: Graph, inputs: Sequence[Tensor], tf32: Tf32 | None = None) -> References:
+    """inputs: of the body's own dtypes. tf32: where PyTorch may round to it; nowhere if it is not given.
+
+    Where float64 is not to be had, for lack of memory or of a kernel, PyTorch's results stand for it.
+    """
+    tf32 = tf32 or Tf32()
+    with tf32.applied():
+        eager = interpret(body, inputs)
     dtypes = {v.type.dtype for v in body.values() if v.type.dtype.is_floating_point}
     floor = max((FLOORS.get(d, 0.25) for d in dtypes), default=0.0)
+    if any(tf32.of_node(n) and not isinstance(n.op, Attention) for n in body.nodes):  # attention makes up for it
+        floor = max(floor, TF32_FLOOR)
     try:
         wide = interpret(widened(body), [t.double() if t.is_floating_point() else t for t in inputs])
     except (torch.OutOfMemoryError, NotImplementedError):

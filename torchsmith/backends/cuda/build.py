@@ -13,6 +13,7 @@ from torchsmith.backends.cuda.cubins import Cubin, compile_all
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.layout import View, is_view, place
+from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.backends.cuda.roofline import flops_of
 from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.backends.cuda.tune import Choose, Chosen, guess
@@ -34,7 +35,8 @@ def emit(
 ) -> tuple[list[plan.Emitted], dict[Value, View], Packed]:
     """The steps of every variant. Best guesses compile nothing and look nowhere."""
     fused = fuse(graph)
-    views, packed = place(fused), Packed(fused.constants)
+    tf32 = Tf32() if config.disable_tf32 else Tf32.allowed()
+    views, packed = place(fused), Packed(fused.constants, tf32)
     choices = choose(fused, views, packed, target, config)
     return [steps_of(c.chosen, views, packed, c.at) for c in choices], views, packed
 

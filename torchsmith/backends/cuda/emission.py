@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.backends.cuda.layout import Placed, View, byte_alignment, contiguous, divisible
+from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.backends.cuda.steps import Call, Hook, Kernel, Launch, Step
 from torchsmith.ir.dim import Dim, bind, symbols_in
 from torchsmith.ir.graph import Node, Value
@@ -30,9 +31,13 @@ TRITON_TYPES = {
 
 
 class Packed:
-    """Constants in the layouts that tactics want them in: each made once, whoever asks."""
+    """Constants in the layouts that tactics want them in: each made once, whoever asks.
 
-    def __init__(self, constants: Mapping[Value, Tensor]) -> None:
+    tf32: where they, and what they are multiplied by, may be rounded.
+    """
+
+    def __init__(self, constants: Mapping[Value, Tensor], tf32: Tf32 | None = None) -> None:
+        self.tf32 = tf32 or Tf32()
         self.tensors: dict[Value, Tensor] = dict(constants)
         self._made: dict[tuple[Value, str], Value] = {}
 
@@ -66,6 +71,14 @@ class Emission:
     def likely(self, size: Dim, otherwise: int) -> int:
         """A number to guess with: the size, where it is known for what the tactic is chosen for."""
         return int(bind(size, self._at)) if symbols_in(size) <= self._at.keys() else otherwise
+
+    @property
+    def tf32(self) -> Tf32:
+        return self._packed.tf32
+
+    def precision(self, node: Node) -> str:
+        """How a kernel multiplies the node's operands where they are float32: "ieee" or "tf32"."""
+        return "tf32" if self.tf32.of_node(node) else "ieee"
 
     def constant(self, value: Value) -> Tensor | None:
         """The tensor of a constant, None for what is only known when the engine runs."""
@@ -128,7 +141,8 @@ class Emission:
 
     def call(self, op: Op, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
         """Add an op that runs in PyTorch: a library's kernel."""
-        self.steps.append(Call(op, tuple(inputs), tuple(outputs), self.node.origin))
+        tf32 = self.tf32.of(op, inputs[0].type.dtype) if inputs else None
+        self.steps.append(Call(op, tuple(inputs), tuple(outputs), self.node.origin, tf32))
 
 
 def _parameters(function: Any) -> Sequence[str]:

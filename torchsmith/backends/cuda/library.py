@@ -8,6 +8,8 @@ cannot be done while a CUDA graph is being captured. An engine runs its steps on
 with operands of the same sizes, strides and alignment: the choice is in PyTorch's cache by then, which has the same key. What
 `benchmark` picks may differ from process to process, and with it the last bits of a result; tactics prefer the heuristics
 where timing does not say otherwise.
+
+Float32 is rounded to TF32 where PyTorch's switches allow it, as in its own ops; a plan's steps set them (`precision.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import same
 from torchsmith.ir.op import Op
@@ -67,7 +70,7 @@ class LibraryConvolution(Op):
             y = torch.relu(y) if self.activation == "relu" else y
         elif self.activation == "none":
             sizes = (self.padding, self.stride, self.dilation, self.groups)
-            y = torch.cudnn_convolution(x, weight, *sizes, self.benchmark, False, False)
+            y = torch.cudnn_convolution(x, weight, *sizes, self.benchmark, False, Tf32.allowed().conv)
             y = y if bias is None else y.add_(bias.view(1, -1, 1, 1))
         else:
             # without a bias PyTorch would fill one with zeros, with a kernel of its own

@@ -22,6 +22,7 @@ from torchsmith.backends.cuda import library  # noqa: F401  # its ops, which pla
 from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.driver import C_TYPES
 from torchsmith.backends.cuda.layout import View
+from torchsmith.backends.cuda.precision import decides
 from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.errors import EngineMismatch
 from torchsmith.ir.graph import Value
@@ -70,10 +71,13 @@ class LaunchStep:
 
 @dataclass(frozen=True)
 class CallStep:
+    """tf32: whether float32 operands may be rounded to it, whatever PyTorch's switches say; None leaves it to them."""
+
     op: Op
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    tf32: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ def write(
         return {
             **{"op": type(step.op).__name__, "attributes": attributes, "inputs": [name(v) for v in step.inputs]},
             **{"outputs": [name(v) for v in step.outputs], "about": dict(about)},
+            **({} if step.tf32 is None else {"tf32": step.tf32}),
         }
 
     rows = [{"at": dict(v.at), "steps": [written(s, a) for s, a in zip(v.steps, v.about, strict=True)]} for v in variants]
@@ -243,7 +248,10 @@ def _step(row: dict[str, Any], values: Mapping[str, Any], kernels: Sequence[Plan
     if "op" in row:
         op = REGISTRY[row["op"]](**{k: attribute_in(v) for k, v in row["attributes"].items()})
         names = [tuple(_known(n, values) for n in row[side]) for side in ("inputs", "outputs")]
-        return CallStep(op, names[0], names[1], row["about"])
+        tf32 = row.get("tf32")
+        if tf32 is not None and (type(tf32) is not bool or not decides(op)):
+            raise ValueError(f"{op} has tf32={tf32!r}")
+        return CallStep(op, names[0], names[1], row["about"], tf32)
     index, arguments = row["kernel"], []
     if type(index) is not int or not 0 <= index < len(kernels) or len(row["arguments"]) != len(kernels[index].types):
         raise ValueError(f"a step launches kernel {index} with {len(row['arguments'])} arguments")

@@ -21,6 +21,7 @@ from torchsmith.backends.cuda.driver import Function
 from torchsmith.backends.cuda.graphs import RecordedGraph
 from torchsmith.backends.cuda.memory import ALIGNMENT, Lifetime, arrange
 from torchsmith.backends.cuda.plan import CallStep, LaunchStep, Plan, Variant, read
+from torchsmith.backends.cuda.precision import running
 from torchsmith.errors import EngineMismatch, OutOfDeviceMemory
 from torchsmith.target import Target
 
@@ -216,7 +217,8 @@ class Instance:
                 ]
                 functions[step.kernel].launch([sizes.evaluate(g, self.env) for g in step.grid], arguments, stream.cuda_stream)
             else:
-                with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.device(self.runner.device):
+                plain = torch.autocast("cuda", enabled=False)
+                with torch.no_grad(), plain, torch.device(self.runner.device), running(step.op, step.tf32):
                     given = step.op.bound(self.env).reference(*(memory.tensor(n) for n in step.inputs))
                 memory.adopt(step, given if isinstance(given, tuple) else (given,))
             memory.release(index)

@@ -11,16 +11,19 @@ from torch import Tensor
 
 from torchsmith.backends.cuda.fuse.fused import Fused, flattened
 from torchsmith.backends.cuda.layout import Placed, byte_alignment
+from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.ir.dim import simplify, symbol, symbols_in
 from torchsmith.ir.graph import Node, Value
 
 
-def signature(node: Node, placed: Placed, constant: Callable[[Value], Tensor | None], at: Mapping[str, int]) -> str:
+def signature(
+    node: Node, placed: Placed, constant: Callable[[Value], Tensor | None], at: Mapping[str, int], tf32: Tf32 | None = None
+) -> str:
     """The node's ops with their attributes, its types and layouts, which inputs are constants, and the sizes `at` which it runs.
 
-    constant: a constant's tensor, None for other values.
+    constant: a constant's tensor, None for other values. tf32: where float32 may be rounded; nowhere if it is not given.
     """
-    return _Writer(placed, constant).write(node, at)
+    return _Writer(placed, constant, tf32 or Tf32()).write(node, at)
 
 
 def digest(text: str) -> str:
@@ -28,8 +31,8 @@ def digest(text: str) -> str:
 
 
 class _Writer:
-    def __init__(self, placed: Placed, constant: Callable[[Value], Tensor | None]) -> None:
-        self.placed, self.constant = placed, constant
+    def __init__(self, placed: Placed, constant: Callable[[Value], Tensor | None], tf32: Tf32) -> None:
+        self.placed, self.constant, self.tf32 = placed, constant, tf32
         self.names: dict[Value, str] = {}
         self.roots: dict[Value, str] = {}
         self.symbols: dict[str, sympy.Symbol] = {}
@@ -41,7 +44,8 @@ class _Writer:
             attributes = ", ".join(f"{k}={self.text(v)}" for k, v in inner.op.attributes().items())
             given = ", ".join(self.names.get(v) or self.edge(v) for v in inner.inputs)
             made = ", ".join(f"{self.name(v)}: {self.type(v)}" for v in inner.outputs)
-            lines.append(f"{made} = {type(inner.op).__name__}({attributes})({given})")
+            rounded = " in tf32" if self.tf32.of_node(inner) else ""
+            lines.append(f"{made} = {type(inner.op).__name__}({attributes})({given}){rounded}")
         lines += [f"return {self.edge(value)}" for value in node.outputs]
         lines += [f"{canonical} = {at[name]}" for name, canonical in self.symbols.items() if name in at]
         return "\n".join(lines)

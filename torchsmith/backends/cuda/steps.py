@@ -89,12 +89,16 @@ class Launch:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Run an op's reference in PyTorch: a library's kernel (see `tactics/library.py`), or what has no kernel of ours."""
+    """Run an op's reference in PyTorch: a library's kernel (see `library.py`), or what has no kernel of ours.
+
+    tf32: whether float32 operands may be rounded to it; None where that is no question.
+    """
 
     op: Op
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     origin: str = ""
+    tf32: bool | None = None
 
     @property
     def touched(self) -> tuple[Value, ...]:

@@ -16,6 +16,7 @@ from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.driver import Function, driver
 from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.memory import ALIGNMENT
+from torchsmith.backends.cuda.precision import Tf32, running
 from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.backends.cuda.tactics import Tactic
 from torchsmith.errors import BackendUnavailable, BuildError, EngineMismatch
@@ -36,7 +37,7 @@ class Candidate:
     """One way to run a node, ready to be compiled.
 
     tensors: of constants, the packed ones included. at: numbers for the symbols. cold: whether its weights come from memory,
-    as in networks whose weights do not fit the L2 cache.
+    as in networks whose weights do not fit the L2 cache. tf32: where PyTorch, which it is compared with, rounds to it.
     """
 
     node: Node
@@ -46,6 +47,7 @@ class Candidate:
     tensors: Mapping[Value, Tensor]
     at: Mapping[str, int] = field(default_factory=dict)
     cold: bool = False
+    tf32: Tf32 = field(default_factory=Tf32)
 
     @property
     def launches(self) -> list[Launch]:
@@ -200,7 +202,9 @@ class Bench:
         if self._references is None:
             memory = _Memory(self, candidate, self._inputs or {})
             with torch.no_grad(), torch.device(self.device):
-                self._references = references(self.body, [memory.tensor(v) for v in dict.fromkeys(self.node.inputs)])
+                self._references = references(
+                    self.body, [memory.tensor(v) for v in dict.fromkeys(self.node.inputs)], candidate.tf32
+                )
         return self._references
 
     # ---- the two questions -------------------------------------------------------------------------------------------------
@@ -319,7 +323,7 @@ class _Memory:
             if isinstance(step, Launch):
                 launch(*self._arguments(step), stream)
                 continue
-            with torch.no_grad(), torch.device(self.bench.device):
+            with torch.no_grad(), torch.device(self.bench.device), running(step.op, step.tf32):
                 given = step.op.bound(self.bench.at).reference(*(self.tensor(v) for v in step.inputs))
             for value, result in zip(step.outputs, given if isinstance(given, tuple) else (given,), strict=True):
                 self._put(value, result)

@@ -178,7 +178,7 @@ class Search:
         key = (node, tuple(sorted(at.items())))
         if key not in self._of:
             e = self.emission(node, at)
-            text = signature(node, self.views, e.constant, at) + ("\nweights from memory" if self.cold else "")
+            text = signature(node, self.views, e.constant, at, self.packed.tf32) + ("\nweights from memory" if self.cold else "")
             name = digest(text)
             if name not in self._problems:
                 self._problems[name] = self._new(name, node, at)
@@ -220,7 +220,7 @@ class Search:
             tactics.template(tactic.template).emit(e, tactic.config)
         touched = {v for s in e.steps for v in s.touched} | {*problem.node.inputs, *problem.node.outputs}
         views = {v: e.views[v] for value in touched for v in (value, e.views[value].root)}
-        return Candidate(problem.node, tactic, e.steps, views, self.packed.tensors, problem.at, self.cold)
+        return Candidate(problem.node, tactic, e.steps, views, self.packed.tensors, problem.at, self.cold, self.packed.tf32)
 
 
 def total(chosen: Sequence[Chosen]) -> float | None:

@@ -96,7 +96,6 @@ def test_a_fused_convolution(dtype: torch.dtype, searched: bool, residual: bool)
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT])
 @pytest.mark.parametrize("groups", [1, 2, 16])
 def test_a_convolution_alone_in_full_precision(dtype: torch.dtype, groups: int) -> None:
-    torch.backends.cudnn.allow_tf32 = True  # an engine in float32 does not look at it
     op = LibraryConvolution((1, 1), (1, 1), (1, 1), groups)
     x, weight = (
         torch.randn(2, 16, 9, 7, device="cuda", dtype=dtype),

@@ -107,10 +107,18 @@ def gelu_tanh(x):
 
 
 @triton.jit
+def nearest_tf32(x):
+    """Rounded as NVIDIA's libraries do; tensor cores cut off what is too much, which errs more than twice as far, to one side."""
+    return tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, summed in float32. PRECISION: how float32 operands are multiplied ("ieee" or "tf32"); others ignore it."""
+    """acc + a @ b, summed in float32. PRECISION: of float32 operands ("ieee", "tf32", "tf32x3"); others ignore it."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    elif PRECISION == "tf32" and a.dtype == tl.float32:
+        return tl.dot(nearest_tf32(a), nearest_tf32(b), acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
 

@@ -103,8 +103,9 @@ class ConvolutionTemplate:
             raise Unsupported(f"{channels} channels a group; it takes {LEAST_CHANNELS} and more")
         m = e.likely(p.pixels, 1 << 14)
         taps, fp32 = p.kernel[0] * p.kernel[1], p.x.type.dtype == torch.float32
+        shapes = SHAPES if not fp32 else SHAPES_FP32 if e.precision(p.parts.main) == "ieee" else SHAPES_TF32
         found: list[tuple[float, ConvolutionConfig]] = []
-        for bm, bn, bk, warps, stages in SHAPES if not fp32 else SHAPES_FP32:
+        for bm, bn, bk, warps, stages in shapes:
             if (bm > 16 and bm >= 2 * m) or (bn > 16 and bn >= 2 * filters) or (bk > 16 and bk >= 2 * channels):
                 continue
             steps = taps * -(-channels // bk)
@@ -139,7 +140,7 @@ class ConvolutionTemplate:
             **dict(OW=p.out_size[1], x_image=p.strides[0], x_row=p.strides[2], x_pixel=p.strides[3]),
             **dict(R=p.kernel[0], S=p.kernel[1], STRIDE_H=p.stride[0], STRIDE_W=p.stride[1]),
             **dict(PAD_H=p.padding[0][0], PAD_W=p.padding[1][0], DILATION_H=p.dilation[0], DILATION_W=p.dilation[1]),
-            **dict(PADDED=p.padded, CHANNEL_BLOCKS=blocks_k, SPLIT=config.split, PRECISION="ieee", AHEAD=lines),
+            **dict(PADDED=p.padded, CHANNEL_BLOCKS=blocks_k, SPLIT=config.split, PRECISION=e.precision(p.parts.main), AHEAD=lines),
             **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, PDL=True),
         }
         assert p.row_stride is not None
@@ -185,6 +186,11 @@ SHAPES = (
     (64, 16, 16, 4, 5), (64, 32, 16, 4, 5), (16, 16, 16, 2, 5),
 )  # fmt: skip
 SHAPES_FP32 = ((64, 64, 32, 8, 3), (32, 32, 32, 4, 3), (64, 32, 16, 4, 3), (16, 16, 16, 4, 3))
+SHAPES_TF32 = (
+    (128, 256, 32, 8, 3), (128, 128, 32, 8, 4), (128, 128, 32, 4, 3), (128, 64, 32, 4, 4), (64, 128, 32, 4, 4), (64, 64, 32, 4, 5),
+    (64, 64, 64, 4, 3), (128, 32, 32, 4, 4), (64, 32, 32, 4, 5), (32, 64, 32, 4, 5), (32, 32, 32, 4, 5), (32, 32, 64, 4, 4),
+    (64, 32, 16, 4, 5), (32, 32, 128, 4, 3), (64, 16, 16, 4, 5), (16, 16, 16, 2, 5),
+)  # fmt: skip
 SPLITS = (1, 2, 3, 4, 6, 9, 12, 18)
 
 

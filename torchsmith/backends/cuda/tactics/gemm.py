@@ -116,7 +116,7 @@ def operands(p: Problem, c: GemmConfig, part: int) -> dict[str, Any]:
     return {
         **dict(a=p.a, b=p.b, M=p.m, N=p.n, K=p.k, K_PART=part, A_INNER=p.a_rows.inner),
         **dict(a_batch=p.a_batch, a_outer=p.a_rows.outer, a_row=p.a_rows.stride, a_col=p.a_col),
-        **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION="ieee", PDL=True),
+        **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION=p.precision, PDL=True),
         **dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, CHAINS=c.chains, GROUP_M=c.group_m),
         **dict(EVEN_M=even(p.m, c.block_m), EVEN_N=even(p.n, c.block_n), HALVES=halves(c), AHEAD=lines_ahead(p, c, part)),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,6 +34,7 @@ class Problem:
 
     row_dims, col_dim, batch_dims: the dimensions of the main op's output that rows, columns and the batch count. a_dims: of
     its first input, those that the batch, the rows and K count. constant: whether B is known at build time.
+    precision: of float32 operands, see `Emission.precision`.
     """
 
     parts: Parts
@@ -54,6 +55,7 @@ class Problem:
     batch_dims: tuple[int, ...]
     a_dims: tuple[tuple[int, ...], tuple[int, ...], int]
     constant: bool
+    precision: str = "ieee"
 
     @property
     def main(self) -> Value:
@@ -78,7 +80,7 @@ def problem_of(e: Emission, parts: Parts | None = None) -> Problem:
             raise Unsupported(f"{value} may have {most} elements; offsets are 32-bit numbers")
     if isinstance(made.batch, int) and made.batch > 65535:
         raise Unsupported(f"a batch of {made.batch} products; one launch takes 65535")
-    return made
+    return replace(made, precision=e.precision(parts.main))
 
 
 def _linear(e: Emission, parts: Parts) -> Problem:

@@ -80,7 +80,7 @@ class StemTemplate:
                 **dict(STRIDE_H=p.stride[0], STRIDE_W=p.stride[1], PAD_H=p.padding[0][0], PAD_W=p.padding[1][0]),
                 **dict(DILATION_H=p.dilation[0], DILATION_W=p.dilation[1], PADDED=p.padded),
                 **dict(PROLOGUE=prologue, ZERO_STAYS=all(type(n.op).__name__ == "Cast" for n in p.parts.before)),
-                **dict(EPILOGUE=epilogue, PRECISION="ieee", PDL=True),
+                **dict(EPILOGUE=epilogue, PRECISION=e.precision(p.parts.main), PDL=True),
                 **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k),
             },
             writes=[p.output],

@@ -90,7 +90,7 @@ class StemTapsTemplate:
                 **dict(PAD_H=p.padding[0][0], PAD_W=p.padding[1][0] + lead, DILATION_H=p.dilation[0], DILATION_W=p.dilation[1]),
                 **dict(TOP=top, BOTTOM=bottom, LEFT=left, RIGHT=right, EVEN=divisible(p.pixels, config.block_m * config.tiles)),
                 **dict(PROLOGUE=prologue, ZERO_STAYS=all(type(n.op).__name__ == "Cast" for n in p.parts.before)),
-                **dict(EPILOGUE=epilogue, PRECISION="ieee", PDL=True),
+                **dict(EPILOGUE=epilogue, PRECISION=e.precision(p.parts.main), PDL=True),
                 **dict(
                     BLOCK_M=config.block_m,
                     BLOCK_N=config.block_n,
