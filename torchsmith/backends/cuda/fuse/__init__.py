@@ -9,6 +9,7 @@ from torchsmith.backends.cuda.fuse.batch_norm import batch_norm
 from torchsmith.backends.cuda.fuse.constants import constants
 from torchsmith.backends.cuda.fuse.epilogue import epilogue
 from torchsmith.backends.cuda.fuse.gate import gate
+from torchsmith.backends.cuda.fuse.gemm_norm import gemm_norm
 from torchsmith.backends.cuda.fuse.masks import masks
 from torchsmith.backends.cuda.fuse.norm import norm
 from torchsmith.backends.cuda.fuse.pointwise import pointwise
@@ -28,6 +29,7 @@ FUSIONS: tuple[Callable[[Graph], Graph], ...] = (
     squeeze_excite,  # before epilogue, which makes products of its layers
     epilogue,
     norm,  # after epilogue: a product takes the residual that it can
+    gemm_norm,
     pointwise,  # the rest
 )
 

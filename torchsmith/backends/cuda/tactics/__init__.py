@@ -13,9 +13,8 @@ from torchsmith.errors import Unsupported
 
 # Modules here whose TEMPLATE keeps the protocol, library ones after ours.
 ORDER = (
-    "gemv", "gemm", "gemm_tma",
-    "depthwise", "depthwise_gate", "squeeze_excite", "convolution", "stem_taps", "stem", "norm",
-    "softmax", "reduce", "attention", "attention_library", "pool", "concat", "pointwise", "movement", "cudnn", "cublas",
+    "gemv", "gemm", "gemm_tma", "gemm_norm", "depthwise", "depthwise_gate", "squeeze_excite", "convolution", "stem_taps", "stem",
+    "norm", "softmax", "reduce", "attention", "attention_library", "pool", "concat", "pointwise", "movement", "cudnn", "cublas",
 )  # fmt: skip
 
 

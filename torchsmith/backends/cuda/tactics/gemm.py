@@ -14,6 +14,7 @@ from torchsmith.backends.cuda.program import HookWriter
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig, gemm_configs
 from torchsmith.backends.cuda.tactics.gemm_problem import Problem, early_epilogue_of, epilogue_of, problem_of, prologue_of
 from torchsmith.ir.dim import Dim, bind, floordiv, product, symbols_in
+from torchsmith.ir.graph import Value
 
 SUM_BLOCK_M, SUM_BLOCK_N = 8, 64
 USUAL_ROWS, USUAL_BATCH = 1 << 12, 8  # what guesses take an unknown size for
@@ -72,27 +73,8 @@ def emit_whole(e: Emission, p: Problem, c: GemmConfig) -> None:
 
 def emit_split(e: Emission, p: Problem, c: GemmConfig) -> None:
     """One kernel that sums parts of K, and one that adds them up."""
-    depth = c.block_k * c.chains
-    part = -(-p.k // (depth * c.split_k)) * depth
-    splits = -(-p.k // part)
-    parts = e.temporary((splits, p.batch, p.m, p.n), torch.float32, "parts")
-    split, batch, row, col = e.view(parts).strides
-    writer = HookWriter(e.views, e.constant)
-    prologue = prologue_of(e, p, writer, c.block_m, part)
-    tiles = ceildiv(p.m, c.block_m) * -(-p.n // c.block_n)
-    e.launch(
-        gemm,
-        (tiles, p.batch, splits),
-        {
-            **operands(p, c, part),
-            **dict(c=parts, c_split=split, c_batch=batch, c_row=row, c_col=col),
-            **dict(PROLOGUE=prologue, EARLY=None, EPILOGUE=None),
-            **writer.arguments(),
-        },
-        writes=[parts],
-        num_warps=c.num_warps,
-        num_stages=c.num_stages,
-    )
+    parts = emit_parts(e, p, c)
+    splits, (split, batch, *_) = parts.type.shape[0], e.view(parts).strides
     writer = HookWriter(e.views, e.constant)
     epilogue = epilogue_of(e, p, writer, SUM_BLOCK_M, SUM_BLOCK_N)
     c_batch, c_row, c_col = p.c_strides
@@ -108,6 +90,31 @@ def emit_split(e: Emission, p: Problem, c: GemmConfig) -> None:
         writes=[p.output],
         num_warps=4,
     )
+
+
+def emit_parts(e: Emission, p: Problem, c: GemmConfig) -> Value:
+    """The kernel that sums parts of K; gives the sums, (parts, batch, M, N) float32."""
+    depth = c.block_k * c.chains
+    part = -(-p.k // (depth * c.split_k)) * depth
+    parts = e.temporary((-(-p.k // part), p.batch, p.m, p.n), torch.float32, "parts")
+    split, batch, row, col = e.view(parts).strides
+    writer = HookWriter(e.views, e.constant)
+    prologue = prologue_of(e, p, writer, c.block_m, part)
+    tiles = ceildiv(p.m, c.block_m) * -(-p.n // c.block_n)
+    e.launch(
+        gemm,
+        (tiles, p.batch, parts.type.shape[0]),
+        {
+            **operands(p, c, part),
+            **dict(c=parts, c_split=split, c_batch=batch, c_row=row, c_col=col),
+            **dict(PROLOGUE=prologue, EARLY=None, EPILOGUE=None),
+            **writer.arguments(),
+        },
+        writes=[parts],
+        num_warps=c.num_warps,
+        num_stages=c.num_stages,
+    )
+    return parts
 
 
 def operands(p: Problem, c: GemmConfig, part: int) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 # What the guesses assume, of an H100: multiprocessors, and what they do in a cycle.
 PROCESSORS, SHARED_BYTES, REGISTERS = 132, 220_000, 65536
-L2_BYTES, L2_BYTES_EACH, DRAM_BYTES = 5000, 56, 1700
-LATENCY, START = 900, 1500  # cycles from asking memory to having it; of a kernel besides its loop
+L2_BYTES, L2_BYTES_EACH, DRAM_BYTES, WRITTEN_EACH = 5500, 50, 3000, 16
+LATENCY, START = 650, 1000  # cycles from asking memory to having it; of a kernel besides its loop
+GATING, EXPOSED = 2.4, 535  # cycles for an element of A that a thread multiplies by its gate; from asking for a gate to having it
 CHAIN = 34  # from a product of 16 elements of K to the next one of the same sum
-LAUNCH = 1700  # cycles that one more dependent kernel costs
+LAUNCH = 1680  # cycles that one more dependent kernel costs
 # What every architecture's blocks may have.
 SHARED_EVERYWHERE = 98304
 
@@ -45,7 +46,10 @@ class GemmConfig:
 @functools.lru_cache(4096)
 def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: bool, gated: bool) -> tuple[GemmConfig, ...]:
     """For (m, k) by (n, k), `batch` times, about a dozen. constant: B is known at build time. gated: A goes through registers."""
-    cost = functools.partial(cycles, m=m, n=n, k=k, batch=batch, item_bytes=item_bytes, gated=gated)
+
+    def cost(c: GemmConfig) -> tuple[float, int, int]:
+        return cycles(c, m, n, k, batch, item_bytes, gated), c.programs, c.num_warps
+
     ranked = sorted([*candidates(m, n, k, item_bytes), *(chains_of(m, n, k) if item_bytes == 2 else ())], key=cost)
     kept = ranked[:1]
     if kept[0].shared_bytes_of_one * item_bytes > SHARED_EVERYWHERE:  # a build without a timing takes the second where that fails
@@ -61,9 +65,23 @@ def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: 
             kept.append(config)
     long = [c for c in kept[:3] if c.split_k == 1 and -(-m // c.block_m) * -(-n // c.block_n) > 1.5 * PROCESSORS and batch == 1]
     through = [replace(c, chains=1, programs=PROCESSORS * min(4, resident(c, item_bytes, gated))) for c in long]
+    kept[:3] = sorted([*kept[:3], *through[:2]], key=cost)
     if constant and m <= 1024:
         kept = [replace(c, ahead=True) for c in kept[:2]] + [kept[0]] + [replace(c, ahead=True) for c in kept[2:]]
-    return tuple([*kept[:3], *through[:2], *kept[3:]][:12])
+    return tuple(kept[:12])
+
+
+@functools.lru_cache(4096)
+def split_configs(m: int, n: int, k: int, item_bytes: int, constant: bool) -> tuple[GemmConfig, ...]:
+    """Those that divide K, about eight, best guess first: for where what adds the parts up has to run anyway."""
+    found = [*candidates(m, n, k, item_bytes), *(chains_of(m, n, k) if item_bytes == 2 else ())]
+    ranked = sorted((c for c in found if c.split_k > 1), key=lambda c: cycles(c, m, n, k, 1, item_bytes, False))
+    kept = list[GemmConfig]()
+    for config in ranked:
+        alike = [c for c in kept if (c.block_m, c.block_n, c.split_k) == (config.block_m, config.block_n, config.split_k)]
+        if len(kept) < 8 and not alike and config.shared_bytes_of_one * item_bytes <= (SHARED_BYTES if kept else SHARED_EVERYWHERE):
+            kept.append(config)
+    return tuple(replace(c, ahead=constant) for c in kept)
 
 
 def candidates(m: int, n: int, k: int, item_bytes: int) -> Iterator[GemmConfig]:
@@ -115,31 +133,38 @@ def _warps(area: int, half: bool) -> tuple[int, ...]:
 
 def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, gated: bool) -> float:
     """What the product takes, roughly: the slowest of computing, of moving tiles and of waiting, and a little of the others."""
-    depth = c.block_k * c.chains
+    depth, area = c.block_k * c.chains, c.block_m * c.block_n
     blocks = -(-m // c.block_m) * -(-n // c.block_n) * batch * c.split_k
     steps = -(-k // (depth * c.split_k))
-    part, area = steps * depth, c.block_m * c.block_n
-    each = resident(c, item_bytes, gated)
-    if not each:
+    part = steps * depth
+    held = min(4, resident(c, item_bytes, gated)) if c.programs else resident(c, item_bytes, gated)
+    if not held:
         return float("inf")
     on_one = -(-blocks // PROCESSORS)
     wide = c.block_m >= 64 and c.num_warps % 4 == 0
-    rate = 60 if item_bytes == 4 else 1600 if wide else 750
+    rate = 60 if item_bytes == 4 else 3100 if wide else 650
     compute = on_one * area * part / (rate if c.block_k > 16 else 0.7 * rate)
     whole_bytes = (min(c.block_m, m) + min(c.block_n, n)) * min(part, k) * item_bytes
     tile_bytes = whole_bytes * ({16: 1.3, 32: 1.1}.get(c.block_k, 1) if c.block_k < k else 1)  # pieces of rows shorter than a line
     tiles = max(blocks * tile_bytes / L2_BYTES, on_one * tile_bytes / L2_BYTES_EACH)
-    # a sum's next product waits for its last; those of other sums run meanwhile
-    computing = c.block_k / 16 * (18 if wide else max(CHAIN, 14 * c.chains * area / (128 * c.num_warps)))
+    # a sum's next product waits for its last; those of other sums run meanwhile. Narrow products load operands into registers
+    narrow = max(CHAIN, 10 * c.chains * area / (128 * c.num_warps)) + 0.35 * (c.block_m + c.block_n) * c.chains
+    computing = c.block_k / 16 * (18 + area / 1250 if wide else narrow)
     arriving = tile_bytes / (steps * L2_BYTES_EACH)
+    gating = GATING * c.block_m * depth / (32 * c.num_warps) if gated else 0
     # a step waits for its piece of the gate where that is less than four bytes a thread, which is not loaded ahead
-    exposed = LATENCY / 2 if gated and c.block_k < 64 * c.num_warps else 0
-    step = max(LATENCY / max(1, c.num_stages - 1), 90 + c.block_k * c.chains / 4 + computing / 2, computing) + exposed
-    waiting = -(-blocks // (PROCESSORS * each)) * (START + LATENCY + arriving + computing + exposed + (steps - 1) * step)
+    exposed = gating + (EXPOSED if gated and c.block_k < 64 * c.num_warps else 0)
+    step = max(LATENCY / max(1, c.num_stages - 1), 90 + depth / 4 + computing / 2, computing) + exposed
+    writing = area * item_bytes / WRITTEN_EACH
+    first = START + LATENCY + arriving
+    each = computing + exposed + 0.55 * writing * min(held, on_one) + (steps - 1) * step
+    # the loads of a program's next large tile are under way while it writes the last one, unless they go through registers
+    again = 0.75 * first if c.programs and area >= 16384 and not gated else first
+    waiting = first + each + (-(-blocks // (PROCESSORS * held)) - 1) * (again + each)
     memory = ((m * k + n * k) * tile_bytes / whole_bytes + m * n) * batch * item_bytes / DRAM_BYTES
-    terms = (compute, tiles, waiting, memory)
+    terms = (compute, tiles, waiting, memory, on_one * (writing + gating * steps))
     adding = LAUNCH + LATENCY + 2 * c.split_k * m * n * batch * 4 / L2_BYTES if c.split_k > 1 else 0
-    return max(terms) + 0.15 * sum(terms) + adding
+    return max(terms) + 0.22 * sum(terms) + adding
 
 
 def resident(c: GemmConfig, item_bytes: int, gated: bool) -> int:

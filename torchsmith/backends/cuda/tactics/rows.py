@@ -6,7 +6,7 @@ may be the channels of a channels-last picture as well as the last dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -132,6 +132,7 @@ class RowHooks:
 
     e: Emission
     p: Rows
+    first: Callable[[HookWriter, Space], None] | None = None  # adds lines that what comes before the main op starts from
     main: HookWriter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -151,6 +152,8 @@ class RowHooks:
     def load(self) -> Hook:
         """(rows, cols, ...) to the main op's input, and what else the nodes before it give that is an output."""
         writer = self.writer()
+        if self.first is not None:
+            self.first(writer, self.p.space())
         self._before(writer, self.p.parts.before)
         x = writer.load(self.p.x, self.p.space())
         extra = self.extra()
