@@ -7,13 +7,14 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-# What the guesses assume, of an H100: multiprocessors, and what they do in a cycle.
-PROCESSORS, SHARED_BYTES, REGISTERS = 132, 220_000, 65536
-L2_BYTES, L2_BYTES_EACH, DRAM_BYTES, WRITTEN_EACH = 5500, 50, 3000, 16
-LATENCY, START = 650, 1000  # cycles from asking memory to having it; of a kernel besides its loop
-GATING, EXPOSED = 2.4, 535  # cycles for an element of A that a thread multiplies by its gate; from asking for a gate to having it
+# What the guesses assume, of an H200: multiprocessors, and what they do in a cycle. Fitted to what tuning measured there.
+PROCESSORS, SHARED_BYTES, REGISTERS = 132, 230_000, 65536
+L2_BYTES, L2_BYTES_EACH, DRAM_BYTES, WRITTEN_EACH = 3800, 50, 3100, 16
+LATENCY, START = 650, 1300  # cycles from asking memory to having it; of a kernel besides its loop
+# Cycles for an element of A that is multiplied by its gate: of a thread, of a multiprocessor; from asking for a gate to having it.
+GATING, GATING_EACH, EXPOSED = 0.7, 0.085, 370
 CHAIN = 34  # from a product of 16 elements of K to the next one of the same sum
-LAUNCH = 1680  # cycles that one more dependent kernel costs
+LAUNCH = 1600  # cycles that one more dependent kernel costs
 # What every architecture's blocks may have.
 SHARED_EVERYWHERE = 98304
 
@@ -52,8 +53,8 @@ def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: 
 
     ranked = sorted([*candidates(m, n, k, item_bytes), *(chains_of(m, n, k) if item_bytes == 2 else ())], key=cost)
     kept = ranked[:1]
-    if kept[0].shared_bytes_of_one * item_bytes > SHARED_EVERYWHERE:  # a build without a timing takes the second where that fails
-        kept += [c for c in ranked if c.shared_bytes_of_one * item_bytes <= SHARED_EVERYWHERE][:1]
+    if not fits_everywhere(kept[0], item_bytes):  # a build without a timing takes the second where that fails
+        kept += [c for c in ranked if fits_everywhere(c, item_bytes)][:1]
     for config in ranked:
         alike = [c for c in kept if (c.block_m, c.block_n, c.split_k > 1) == (config.block_m, config.block_n, config.split_k > 1)]
         if len(kept) == 10:
@@ -65,7 +66,8 @@ def gemm_configs(m: int, n: int, k: int, batch: int, item_bytes: int, constant: 
             kept.append(config)
     long = [c for c in kept[:3] if c.split_k == 1 and -(-m // c.block_m) * -(-n // c.block_n) > 1.5 * PROCESSORS and batch == 1]
     through = [replace(c, chains=1, programs=PROCESSORS * min(4, resident(c, item_bytes, gated))) for c in long]
-    kept[:3] = sorted([*kept[:3], *through[:2]], key=cost)
+    best, *others = sorted([*kept[:3], *through[:2]], key=cost)
+    kept[:3] = [best, *sorted(others, key=lambda c: not fits_everywhere(c, item_bytes))]
     if constant and m <= 1024:
         kept = [replace(c, ahead=True) for c in kept[:2]] + [kept[0]] + [replace(c, ahead=True) for c in kept[2:]]
     return tuple(kept[:12])
@@ -92,7 +94,7 @@ def candidates(m: int, n: int, k: int, item_bytes: int) -> Iterator[GemmConfig]:
             if block_m > max(16, up(m)) or block_n > max(16, up(n)) or not least <= block_m * block_n <= 32768:
                 continue
             for block_k in (16, 32, 64, 128) if half else (16, 32):
-                if block_k > max(16, up(k)) or (block_k < 64 and half and k % 64 == 0):
+                if block_k > max(16, up(k)) or (half and block_k < 64 <= k):
                     continue
                 for warps in _warps(block_m * block_n, half):
                     stages = 2 if k <= block_k else 3 if block_m * block_n >= 16384 else 4
@@ -148,7 +150,7 @@ def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, g
     tile_bytes = whole_bytes * ({16: 1.3, 32: 1.1}.get(c.block_k, 1) if c.block_k < k else 1)  # pieces of rows shorter than a line
     tiles = max(blocks * tile_bytes / L2_BYTES, on_one * tile_bytes / L2_BYTES_EACH)
     # a sum's next product waits for its last; those of other sums run meanwhile. Narrow products load operands into registers
-    narrow = max(CHAIN, 10 * c.chains * area / (128 * c.num_warps)) + 0.35 * (c.block_m + c.block_n) * c.chains
+    narrow = max(CHAIN, 10 * c.chains * area / (128 * c.num_warps)) + 0.4 * (c.block_m + c.block_n) * c.chains
     computing = c.block_k / 16 * (18 + area / 1250 if wide else narrow)
     arriving = tile_bytes / (steps * L2_BYTES_EACH)
     gating = GATING * c.block_m * depth / (32 * c.num_warps) if gated else 0
@@ -157,14 +159,15 @@ def cycles(c: GemmConfig, m: int, n: int, k: int, batch: int, item_bytes: int, g
     step = max(LATENCY / max(1, c.num_stages - 1), 90 + depth / 4 + computing / 2, computing) + exposed
     writing = area * item_bytes / WRITTEN_EACH
     first = START + LATENCY + arriving
-    each = computing + exposed + 0.55 * writing * min(held, on_one) + (steps - 1) * step
+    each = computing + exposed + 0.6 * writing * min(held, on_one) + (steps - 1) * step
     # the loads of a program's next large tile are under way while it writes the last one, unless they go through registers
-    again = 0.75 * first if c.programs and area >= 16384 and not gated else first
+    again = 0.75 * first if c.programs and area >= 16384 and steps > 1 and not gated else first
     waiting = first + each + (-(-blocks // (PROCESSORS * held)) - 1) * (again + each)
     memory = ((m * k + n * k) * tile_bytes / whole_bytes + m * n) * batch * item_bytes / DRAM_BYTES
-    terms = (compute, tiles, waiting, memory, on_one * (writing + gating * steps))
+    issued = on_one * (writing + (GATING_EACH * c.block_m * part if gated else 0))
+    terms = (compute, tiles, waiting, memory, issued)
     adding = LAUNCH + LATENCY + 2 * c.split_k * m * n * batch * 4 / L2_BYTES if c.split_k > 1 else 0
-    return max(terms) + 0.22 * sum(terms) + adding
+    return max(terms) + 0.16 * sum(terms) + adding
 
 
 def resident(c: GemmConfig, item_bytes: int, gated: bool) -> int:
@@ -174,7 +177,13 @@ def resident(c: GemmConfig, item_bytes: int, gated: bool) -> int:
     if registers > 255:
         return 0
     shared = c.shared_bytes_of_one * item_bytes
+    if gated:  # pieces of the gate that are loaded ahead
+        shared += max(0, c.num_stages - 2) * c.block_m * c.block_k * c.chains * item_bytes
     return min(SHARED_BYTES // shared, 64 // c.num_warps, int(REGISTERS // (registers * 32 * c.num_warps)))
+
+
+def fits_everywhere(c: GemmConfig, item_bytes: int) -> bool:
+    return c.shared_bytes_of_one * item_bytes <= SHARED_EVERYWHERE
 
 
 def up(n: int) -> int:
