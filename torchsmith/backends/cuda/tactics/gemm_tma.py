@@ -62,6 +62,8 @@ class GemmTmaTemplate:
 
     def emit(self, e: Emission, config: GemmTmaConfig) -> None:
         p, c = described(e), config
+        if c.store and not stores(e, p):
+            raise Unsupported(f"the rows of {p.output} do not start at multiples of 16 bytes")
         writer = HookWriter(e.views, e.constant)
         epilogue = epilogue_of(e, p, writer, c.block_m, c.block_n // c.parts)
         tiles = ceildiv(p.m, c.block_m) * -(-p.n // c.block_n)
@@ -129,20 +131,19 @@ def gemm_tma_configs(m: int, n: int, k: int, dense: bool) -> list[GemmTmaConfig]
 
     Two blocks of four warps on a multiprocessor compute during each other's epilogues; one block with a wider tile loads less.
     """
-    wide = [
+    guessed = [
         GemmTmaConfig(128, 256, 64, 8, 4, parts=4, store=dense),
         GemmTmaConfig(128, 256, 64, 8, 3, parts=2, store=dense),
-    ]
-    narrow = [
-        GemmTmaConfig(128, 128, 64, 4, 3, programs=2 * PROCESSORS, parts=2, store=dense),
+        # with two parts a residual in the epilogue takes the shared memory of the second block
+        GemmTmaConfig(128, 128, 64, 4, 3, programs=2 * PROCESSORS, parts=4, store=dense),
         GemmTmaConfig(128, 128, 64, 8, 4, parts=2, store=dense),
     ]
     others = [
-        GemmTmaConfig(256, 128, 64, 8, 4, parts=2, store=dense),
+        GemmTmaConfig(256, 128, 64, 8, 4, parts=4, store=dense),
         GemmTmaConfig(128, 256, 64, 8, 3, parts=2, group_m=4),
-        GemmTmaConfig(128, 128, 64, 4, 3, programs=2 * PROCESSORS, parts=4),
+        GemmTmaConfig(128, 128, 64, 4, 3, programs=2 * PROCESSORS, parts=2),
     ]
-    return [*sorted([*wide, *narrow], key=lambda c: cycles(c, m, n, k)), *others]
+    return [*sorted(guessed, key=lambda c: cycles(c, m, n, k)), *others]
 
 
 def cycles(c: GemmTmaConfig, m: int, n: int, k: int) -> float:
