@@ -21,8 +21,9 @@ from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.layout import place
 from torchsmith.backends.cuda.memory import ALIGNMENT, arrange
 from torchsmith.backends.cuda.run import lifetimes
-from torchsmith.backends.cuda.tactics import Tactic
+from torchsmith.backends.cuda.tactics import Tactic, kind_of
 from torchsmith.backends.cuda.tactics.gemm_tma import TEMPLATE, GemmTmaConfig
+from torchsmith.backends.cuda.timing import Bench, _Memory
 from torchsmith.backends.cuda.tune import Choice, Chosen
 from torchsmith.config import BuildConfig
 from torchsmith.errors import EngineMismatch, Unsupported
@@ -77,6 +78,22 @@ def test_refusals(module: nn.Module, inputs: list[Any], why: str) -> None:
 def test_dynamic_rows_are_taken() -> None:
     sizes = torchsmith.Input(min_shape=(1, 768), opt_shape=(4096, 768), max_shape=(8192, 768))
     assert TEMPLATE.configs(emission(nn.Linear(768, 3072), [sizes]))
+
+
+def test_runs_that_are_timed_take_turns_with_scratch_memory() -> None:
+    """One run writes its descriptors while the run before, whose weights may be another copy, still reads its own."""
+    graph = fuse(graph_of(nn.Linear(64, 64), [torch.zeros(32, 64)], torch.float16))
+    search = tune.Search(place(graph), Packed(graph.constants), 8, arch=90)
+    node = next(n for n in graph.nodes if kind_of(search.emission(n)) in TEMPLATE.kinds)
+    candidate = search.candidate(search.problem(node, {}), Tactic("gemm_tma", CONFIG))
+    bench = Bench(node, {}, torch.device("cpu"))
+    first = _Memory(bench, candidate, bench.inputs(candidate))
+    (copy,) = bench._copies(candidate, first, 1 << 20)
+    second = _Memory(bench, candidate, bench.inputs(candidate), first, copy)
+    launched: list[list[Any]] = []
+    for memory in (first, second):
+        memory.run(lambda step, grid, arguments, stream: launched.append(arguments))
+    assert launched[0][:-1] == launched[1][:-1] and launched[0][-1] != launched[1][-1]
 
 
 # ---- scratch memory in engines --------------------------------------------------------------------------------------------
