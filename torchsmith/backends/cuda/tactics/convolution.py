@@ -14,12 +14,20 @@ from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.kernels.convolution import convolution, sum_parts
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
+from torchsmith.backends.cuda.tactics.gemm_configs import (
+    CHAIN,
+    LATENCY,
+    PROCESSORS,
+    REGISTERS,
+    SHARED_BYTES,
+    START,
+    WRITTEN_EACH,
+)
 from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, bind, floordiv, product, same, symbols_in
 from torchsmith.ir.graph import Value
 
-PROCESSORS = 132  # streaming multiprocessors of an H100; the cost model needs no more than the order of it
 LEAST_CHANNELS = 16  # a group; tensor cores multiply 16 at a time
 
 
@@ -195,24 +203,27 @@ SPLITS = (1, 2, 3, 4, 6, 9, 12, 18)
 
 
 def cost(c: ConvolutionConfig, m: int, filters: int, groups: int, steps: int, itemsize: int) -> float:
-    """Roughly how many cycles an H100 takes: the greater of what its arithmetic and its loads take and of what waiting takes."""
-    blocks = -(-m // c.block_m) * -(-filters // c.block_n) * groups * c.split
+    """Roughly how many cycles an H200 takes, as `gemm_configs.cycles`: the greatest of computing, waiting and writing."""
+    area, slower = c.block_m * c.block_n, itemsize / 2
+    each = -(-(-(-m // c.block_m) * -(-filters // c.block_n) * groups * c.split) // PROCESSORS)
     steps_each = -(-steps // c.split)
     loaded = (c.block_m + c.block_n) * c.block_k * itemsize
     resident = min(
-        220_000 // (c.num_stages * loaded + 1024),
-        65536 // (32 * c.num_warps * (c.block_m * c.block_n // (32 * c.num_warps) + 72)),
-        2048 // (32 * c.num_warps),
+        SHARED_BYTES // (c.num_stages * loaded + 1024),
+        REGISTERS // (area + 72 * 32 * c.num_warps),
+        64 // c.num_warps,
     )
-    rate = 2048 if c.block_m >= 64 and c.num_warps >= 4 else 1024
-    work = max(c.block_m * c.block_n * c.block_k / rate, loaded / 36, 80)
-    each = -(-blocks // PROCESSORS)
-    waiting = 900 / max(1, c.num_stages - 1) + 60  # one load's latency, spread over those in flight
-    ends = 1600 + c.block_m * c.block_n * itemsize / 16
-    busy = each * (steps_each * work + c.block_m * c.block_n * itemsize / 20)
-    waits = -(-each // max(1, resident)) * (steps_each * max(waiting, work) + ends)
-    extra = 0.0 if c.split == 1 else 2500 + m * filters * groups * 4 * (c.split + 1) / (PROCESSORS * 24)
-    return max(busy, waits) + extra
+    wide = c.block_m >= 64 and c.num_warps % 4 == 0
+    narrow = max(CHAIN, 10 * area / (128 * c.num_warps)) + 0.45 * (c.block_m + c.block_n)
+    computing = slower * c.block_k / 16 * (18 + area / 1250 if wide else narrow)
+    step = max(LATENCY / max(1, c.num_stages - 1), 95 + c.block_k / 4 + computing / 2, computing)
+    writing = area * itemsize / WRITTEN_EACH
+    ends = START + LATENCY + 0.9 * writing * min(max(1, resident), each)
+    waiting = -(-each // max(1, resident)) * (steps_each * step + ends)
+    compute = each * steps_each * max(slower * area * c.block_k / (3100 if wide else 650), loaded / 43)
+    terms = (compute, waiting, each * writing)
+    adding = 0.0 if c.split == 1 else 3500 + m * filters * groups * 4 * (c.split + 1) / 2800
+    return max(terms) + 0.2 * sum(terms) + adding
 
 
 def problem_of(e: Emission) -> Problem:

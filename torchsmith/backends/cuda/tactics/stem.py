@@ -12,7 +12,8 @@ from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.kernels.stem import stem
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
-from torchsmith.backends.cuda.tactics.convolution import PROCESSORS, Problem, ceildiv, epilogue_of, problem_of
+from torchsmith.backends.cuda.tactics.convolution import Problem, ceildiv, epilogue_of, problem_of
+from torchsmith.backends.cuda.tactics.gemm_configs import PROCESSORS
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import same
 
