@@ -97,6 +97,14 @@ def test_too_many_elements_are_refused() -> None:
         tactics.template("convolution").configs(e)
 
 
+@pytest.mark.parametrize(("images", "first"), [(1, "convolution"), (128, "cudnn")])
+def test_the_library_comes_first_for_large_convolutions(images: int, first: str) -> None:
+    e = emission(nn.Sequential(Two(64, 64, 3, padding=1), nn.Conv2d(64, 8, 1)), torch.empty(images, 64, 56, 56))
+    found, _ = tactics.tactics_of(e)
+    assert found[0].template == first
+    assert {t.template for t in found} >= {"convolution", "cudnn"}
+
+
 def test_weights_of_small_groups_stand_on_a_diagonal() -> None:
     weight = torch.arange(1.0, 17.0).reshape(8, 2, 1, 1)  # 4 groups of 2 filters over 2 channels, as 2 groups
     packed = by_taps(weight, 4, 2, 8)
