@@ -48,7 +48,7 @@ class Gated(nn.Module):
         return z
 
 
-def launches(module: nn.Module, inputs: list[Any], kind: str, template: str, config: Any = None) -> list[Launch]:
+def launches(module: nn.Module, inputs: list[Any], kind: str, template: str, config: GemmConfig | None = None) -> list[Launch]:
     """The steps of the last node of that kind. config: None for the best guess."""
     graph = fuse(graph_of(module, inputs))
     node = [n for n in graph.nodes if getattr(n.op, "kind", "") == kind][-1]

@@ -37,18 +37,16 @@ def emit(
     fused = fuse(graph)
     tf32 = Tf32() if config.disable_tf32 else Tf32.allowed()
     views, packed = place(fused), Packed(fused.constants, tf32)
-    choices, arch = choose(fused, views, packed, target, config), int(target.arch.removeprefix("sm_"))
-    return [steps_of(c.chosen, views, packed, c.at, arch) for c in choices], views, packed
+    choices = choose(fused, views, packed, target, config)
+    return [steps_of(c.chosen, views, packed, c.at) for c in choices], views, packed
 
 
-def steps_of(
-    chosen: Sequence[Chosen], views: dict[Value, View], packed: Packed, at: Mapping[str, int], arch: int = 80
-) -> plan.Emitted:
+def steps_of(chosen: Sequence[Chosen], views: dict[Value, View], packed: Packed, at: Mapping[str, int]) -> plan.Emitted:
     steps, about = list[Step](), list[dict[str, Any]]()
     for choice in chosen:
         if choice.tactic is None and is_view(choice.node, views):
             continue
-        e = Emission(choice.node, views, packed, "".join(f"@{size}" for size in at.values()), arch=arch)
+        e = Emission(choice.node, views, packed, "".join(f"@{size}" for size in at.values()))
         if choice.tactic is None:
             e.call(choice.node.op, choice.node.inputs, choice.node.outputs)
         else:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from torchsmith.backends.cuda.cache import cache_folder, source_hash, write_whole
-from torchsmith.backends.cuda.memory import ALIGNMENT
 from torchsmith.backends.cuda.steps import Hook, Kernel
 from torchsmith.backends.cuda.workers import WorkerDied, compile_in_workers
 from torchsmith.errors import BuildError
@@ -33,7 +32,7 @@ class Cubin:
     """Machine code of one kernel, and what launching it takes.
 
     symbol: its name in the code. threads: per block. shared_bytes: dynamic shared memory. pdl: whether it waits for its
-    predecessor by itself (programmatic dependent launch). scratch_bytes: of memory that it needs for each program.
+    predecessor by itself (programmatic dependent launch).
     """
 
     code: bytes
@@ -41,7 +40,6 @@ class Cubin:
     threads: int
     shared_bytes: int
     pdl: bool
-    scratch_bytes: int = 0
 
 
 class Broken(str):
@@ -79,13 +77,9 @@ def compile_kernel(kernel: Kernel, arch: int) -> Cubin | str:
     except CompilationError as bug:
         raise BuildError(f"{kernel.function} does not compile for sm_{arch}: {bug}") from bug
     meta = made.metadata
-    if meta.shared > shared_limit(arch):
-        return f"it asks for {meta.shared} bytes of shared memory, and a block has at most {shared_limit(arch)}"
-    scratch, align = meta.global_scratch_size, meta.global_scratch_align
-    if scratch > kernel.scratch_bytes or align > ALIGNMENT or getattr(meta, "profile_scratch_size", 0):
-        return f"it asks for {scratch} bytes of scratch memory at multiples of {align}, and is given {kernel.scratch_bytes}"
-    # a kernel whose warps have roles has more of them than it was asked for
-    return Cubin(made.asm["cubin"], meta.name, 32 * meta.num_warps, meta.shared, pdl, kernel.scratch_bytes)
+    if getattr(meta, "global_scratch_size", 0) or meta.shared > shared_limit(arch):
+        return f"it asks for {meta.shared} bytes of shared memory and {meta.global_scratch_size} of scratch"
+    return Cubin(made.asm["cubin"], meta.name, 32 * kernel.num_warps, meta.shared, pdl)
 
 
 def shared_limit(arch: int) -> int:

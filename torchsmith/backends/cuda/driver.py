@@ -45,8 +45,7 @@ def check(result: tuple[Any, ...], what: str) -> Any:
 class Function:
     """A kernel on the current device, ready to launch. Keep it as long as graphs with its launches are used.
 
-    code: a cubin. types: of its arguments, as Triton writes them. In Triton's convention two scratch pointers follow; where the
-    kernel has scratch memory the first of them is the last argument, and the null that is too many is not read.
+    code: a cubin. types: of its arguments, as Triton writes them; two scratch pointers follow them in Triton's convention.
     Raises EngineMismatch for code that the device cannot load.
     """
 

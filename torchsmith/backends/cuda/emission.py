@@ -11,7 +11,7 @@ from torch import Tensor
 from torchsmith.backends.cuda.layout import Placed, View, byte_alignment, contiguous, divisible
 from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.backends.cuda.steps import Call, Hook, Kernel, Launch, Step
-from torchsmith.ir.dim import Dim, bind, product, symbols_in
+from torchsmith.ir.dim import Dim, bind, symbols_in
 from torchsmith.ir.graph import Node, Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType, type_of
@@ -56,21 +56,10 @@ class Emission:
     Views come from `placed`; `temporary` and `packed` add values of their own, which are contiguous.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        placed: Placed,
-        packed: Packed,
-        suffix: str = "",
-        at: Mapping[str, int] | None = None,
-        arch: int = 80,
-    ) -> None:
-        """suffix: of temporaries' names, so that two variants of an engine have different ones. at: sizes to guess for.
-
-        arch: what the steps are to run on, 90 for sm_90; what runs on every target runs on the least one, sm_80.
-        """
+    def __init__(self, node: Node, placed: Placed, packed: Packed, suffix: str = "", at: Mapping[str, int] | None = None) -> None:
+        """suffix: of temporaries' names, so that two variants of an engine have different ones. at: sizes to guess for."""
         self.node = node
-        self._suffix, self._at, self.arch = suffix, at or {}, arch
+        self._suffix, self._at = suffix, at or {}
         self.steps: list[Step] = []
         self.views: dict[Value, View] = dict(placed)
         self._packed = packed
@@ -116,9 +105,8 @@ class Emission:
         writes: Sequence[Value],
         num_warps: int = 4,
         num_stages: int = 2,
-        scratch_bytes: int = 0,
     ) -> None:
-        """Add a kernel. arguments: by the Triton function's parameter names, all of them. scratch_bytes: see `Kernel`.
+        """Add a kernel. arguments: by the Triton function's parameter names, all of them.
 
         A `Value` becomes a pointer to its first element, a symbolic size a 32-bit integer at run time; numbers, text, None,
         dtypes and `Hook`s become constants that the kernel is compiled for.
@@ -145,11 +133,10 @@ class Emission:
                 if divisible(argument, 16):
                     aligned.add(name)
                 given.append(argument)
-        name, options = function.fn.__name__, (num_warps, num_stages, scratch_bytes)
-        kernel = Kernel(function.fn.__module__, name, tuple(types), frozenset(aligned), tuple(constants), *options)
+        kernel = Kernel(
+            function.fn.__module__, function.fn.__name__, tuple(types), frozenset(aligned), tuple(constants), num_warps, num_stages
+        )
         x, y, z = (*grid, 1, 1, 1)[:3]
-        if scratch_bytes:
-            given.append(self.temporary((product((x, y, z, scratch_bytes)),), torch.uint8, "scratch"))
         self.steps.append(Launch(kernel, (x, y, z), tuple(given), tuple(writes), self.node.origin))
 
     def call(self, op: Op, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.driver import C_TYPES
 from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.precision import decides
-from torchsmith.backends.cuda.steps import SCRATCH_TYPE, Launch, Step
+from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.errors import EngineMismatch
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import REGISTRY, Op
@@ -49,7 +48,7 @@ class PlannedValue:
 
 @dataclass(frozen=True)
 class PlannedKernel:
-    """code: the name of its machine code among the tensors. scratch_bytes: for each program, of its last argument's memory."""
+    """code: the name of its machine code among the tensors."""
 
     code: str
     symbol: str
@@ -57,7 +56,6 @@ class PlannedKernel:
     shared_bytes: int
     pdl: bool
     types: tuple[str, ...]
-    scratch_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,7 @@ def write(
             tensors[_CODE + digest] = torch.frombuffer(bytearray(cubin.code), dtype=torch.uint8)
             kernels[key] = len(kernel_rows)
             row = {"code": _CODE + digest, "symbol": cubin.symbol, "threads": cubin.threads, "shared_bytes": cubin.shared_bytes}
-            scratch = {"scratch_bytes": cubin.scratch_bytes} if cubin.scratch_bytes else {}
-            kernel_rows.append({**row, "pdl": cubin.pdl, "types": list(step.kernel.argument_types), **scratch})
+            kernel_rows.append({**row, "pdl": cubin.pdl, "types": [t for _, t in step.kernel.types]})
         return kernels[key]
 
     def written(step: Step, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,10 +241,7 @@ def _kernel(row: dict[str, Any], tensors: Mapping[str, Tensor]) -> PlannedKernel
     types = tuple(map(str, row["types"]))
     if unknown := [t for t in types if not t.startswith("*") and t not in C_TYPES]:
         raise ValueError(f"a kernel takes an argument of type {unknown[0]!r}")
-    scratch = row.get("scratch_bytes", 0)
-    if type(scratch) is not int or scratch < 0 or (scratch and types[-1:] != (SCRATCH_TYPE,)):
-        raise ValueError(f"a kernel has {scratch!r} bytes of scratch memory for each program, and takes {types}")
-    return PlannedKernel(code, str(row["symbol"]), threads, shared, row["pdl"] is True, types, scratch)
+    return PlannedKernel(code, str(row["symbol"]), threads, shared, row["pdl"] is True, types)
 
 
 def _step(row: dict[str, Any], values: Mapping[str, Any], kernels: Sequence[PlannedKernel]) -> LaunchStep | CallStep:
@@ -268,18 +262,7 @@ def _step(row: dict[str, Any], values: Mapping[str, Any], kernels: Sequence[Plan
     if len(row["grid"]) != 3:
         raise ValueError(f"a grid is {row['grid']}")
     writes = tuple(_known(n, values) for n in row["writes"])
-    grid = tuple(map(_checked, row["grid"]))
-    if scratch := kernels[index].scratch_bytes:
-        _has_room(values[row["arguments"][-1]["value"]], scratch, grid)
-    return LaunchStep(index, grid, tuple(arguments), writes, row["about"])  # type: ignore[arg-type]
-
-
-def _has_room(memory: PlannedValue, scratch_bytes: int, grid: Sequence[Dim]) -> None:
-    """Raises ValueError where memory of bytes in a row is not known to be enough for every program of a grid."""
-    needed = math.prod(n if isinstance(n, int) else 1 << 40 for n in grid) * scratch_bytes
-    given = memory.shape[0] if memory.strides == (1,) and memory.offset == 0 and memory.dtype == torch.uint8 else 0
-    if not isinstance(given, int) or given < needed:
-        raise ValueError(f"a grid of {grid} with {scratch_bytes} bytes of scratch memory for each program is given {memory}")
+    return LaunchStep(index, tuple(map(_checked, row["grid"])), tuple(arguments), writes, row["about"])  # type: ignore[arg-type]
 
 
 def _known(name: Any, values: Mapping[str, Any]) -> str:

@@ -368,8 +368,7 @@ def bound_edges(plan: Plan, variant: Variant) -> frozenset[str]:
 def lifetimes(plan: Plan, variant: Variant, env: Mapping[str, int]) -> tuple[list[Lifetime], dict[str, int]]:
     """Of every root but inputs and constants; and the last use of those that ops in PyTorch give, which are not in the arena.
 
-    A root that several steps write, an op in PyTorch among them, is in the arena. Scratch memory lives through all steps: its
-    kernel writes to it while the kernel before, which may have what lived there earlier, still runs.
+    A root that several steps write, an op in PyTorch among them, is in the arena.
     """
     spans: dict[str, list[int]] = {}
     writers: dict[str, list[type]] = {}
@@ -383,8 +382,6 @@ def lifetimes(plan: Plan, variant: Variant, env: Mapping[str, int]) -> tuple[lis
             root = plan.values[name].root
             if root not in elsewhere:
                 spans.setdefault(root, [index, index])[1] = index
-        if isinstance(step, LaunchStep) and plan.kernels[step.kernel].scratch_bytes:
-            spans[plan.values[touched[-1]].root] = [0, len(variant.steps)]
         for name in written:
             writers.setdefault(plan.values[name].root, []).append(type(step))
     for name in plan.outputs:

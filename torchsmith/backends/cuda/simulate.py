@@ -79,6 +79,6 @@ def _interpret(step: Launch, tensor: Any, env: dict[str, int]) -> None:
     given: dict[str, Any] = {n: v.function() if isinstance(v, Hook) else v for n, v in kernel.constants}
     if "PDL" in given:
         given["PDL"] = False
-    for (name, _), argument in zip(kernel.types, step.arguments, strict=not kernel.scratch_bytes):
+    for (name, _), argument in zip(kernel.types, step.arguments, strict=True):
         given[name] = tensor(argument) if isinstance(argument, Value) else bind(argument, env)
     function[tuple(bind(size, env) for size in step.grid)](**given)

@@ -48,7 +48,6 @@ def _function(name: str, source: str) -> Any:
 
 # What a kernel's constant may be: numbers, text, None, dtypes as text ("fp16"), generated functions.
 Constant = "int | float | bool | str | None | Hook"
-SCRATCH_TYPE = "*u8"  # of the argument that is scratch memory
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class Kernel:
     """One Triton function, specialised: all that compiling it takes, and nothing of the values it runs on.
 
     module, function: where the `@triton.jit` function is. types: of its run-time arguments, in order, as Triton writes them
-    ("*fp16", "i32", "fp32"). aligned: those that are multiples of 16. constants: the other parameters. scratch_bytes: of
-    memory that the compiler may use, for each program (tensor descriptors are made there).
+    ("*fp16", "i32", "fp32"). aligned: those that are multiples of 16. constants: the other parameters.
     """
 
     module: str
@@ -67,23 +65,16 @@ class Kernel:
     constants: tuple[tuple[str, Any], ...]
     num_warps: int = 4
     num_stages: int = 2
-    scratch_bytes: int = 0
-
-    @property
-    def argument_types(self) -> tuple[str, ...]:
-        """Of a launch's arguments: what Triton's convention has first of its own, the scratch memory, comes last."""
-        return (*(t for _, t in self.types), *([SCRATCH_TYPE] if self.scratch_bytes else []))
 
     def key(self) -> str:
         """A name for the kernel that is the same in every process."""
-        options = (self.num_warps, self.num_stages, self.scratch_bytes)
-        text = repr((self.module, self.function, self.types, sorted(self.aligned), self.constants, *options))
+        text = repr((self.module, self.function, self.types, sorted(self.aligned), self.constants, self.num_warps, self.num_stages))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """Run a kernel. grid: three sizes. arguments: one for each of `Kernel.argument_types`. writes: values among them."""
+    """Run a kernel. grid: three sizes. arguments: one for each of the kernel's types. writes: values among the arguments."""
 
     kernel: Kernel
     grid: tuple[Dim, Dim, Dim]

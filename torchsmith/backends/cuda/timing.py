@@ -114,8 +114,9 @@ class DeviceTimer:
             key = step.kernel.key()
             if key not in self._functions:
                 c = cubins[key]
-                types = step.kernel.argument_types
-                self._functions[key] = Function(c.code, c.symbol, c.threads, c.shared_bytes, c.pdl, types)
+                self._functions[key] = Function(
+                    c.code, c.symbol, c.threads, c.shared_bytes, c.pdl, [t for _, t in step.kernel.types]
+                )
             self._functions[key].launch(grid, arguments, stream)
 
         return launch
@@ -236,14 +237,11 @@ class Bench:
         return found
 
     def _copies(self, candidate: Candidate, first: _Memory, l2_bytes: int) -> list[dict[Value, Tensor]]:
-        """More copies of the weights, for runs to take in turns, so that the L2 cache has not seen them for a while.
-
-        Launches with scratch memory need two sets at least: one writes to it while the one before runs.
-        """
+        """More copies of the weights, for runs to take in turns, so that the L2 cache has not seen them for a while."""
         roots = [r for r in first.roots if r in candidate.tensors]
         size = sum(self.constant(r, candidate).nbytes for r in roots)
         if not candidate.cold or size == 0:
-            return [{}] if first.scratch else []
+            return []
         count = min(MOST_RUNS, -(-2 * l2_bytes // size)) - 1
         copies: list[dict[Value, Tensor]] = [{} for _ in range(count)]
         for root in roots:
@@ -271,7 +269,6 @@ class _Memory:
         self.bench, self.candidate = bench, candidate
         touched = [v for s in candidate.steps for v in s.touched]
         self.roots = dict.fromkeys(candidate.views[v].root for v in (*touched, *self.bench.node.outputs))
-        self.scratch = {s.touched[-1] for s in candidate.launches if s.kernel.scratch_bytes}
         self.storage: dict[Value, Tensor] = dict(given)
         self._whole: dict[Value, Tensor] = {}
         self._adopted: dict[Value, Tensor] = {}
@@ -279,8 +276,7 @@ class _Memory:
         for root in self.roots:
             if root in self.storage or root in candidate.tensors:
                 continue
-            shared = first is not None and root not in self.scratch
-            self.storage[root] = first.storage[root] if shared and first is not None else self._poisoned(root)
+            self.storage[root] = first.storage[root] if first is not None else self._poisoned(root)
         self._first = first
         self._ready: list[tuple[Launch, list[int], list[Any]]] | None = None
 
@@ -338,10 +334,9 @@ class _Memory:
         return step, [int(bind(size, at)) for size in step.grid], arguments
 
     def moved(self, other: _Memory) -> list[tuple[Launch, list[int], list[Any]]]:
-        """This one's launches with the other's constants and scratch memory: making them anew takes longer than running them."""
+        """This one's launches with the other's constants: making them anew takes longer than running them."""
         assert self._ready is not None
-        elsewhere = {**other._constants, **{root: other.root(root) for root in other.scratch}}
-        distance = {root: copy.data_ptr() - self.root(root).data_ptr() for root, copy in elsewhere.items()}
+        distance = {root: copy.data_ptr() - self.root(root).data_ptr() for root, copy in other._constants.items()}
         views = self.candidate.views
         return [
             (

@@ -58,7 +58,7 @@ def guess(graph: Graph, views: dict[Value, View], packed: Packed, target: Target
 
     Adds the views of what is inside nodes that are taken apart.
     """
-    return [Choice({}, Search(views, packed, 1, arch=int(target.arch.removeprefix("sm_"))).settle(graph.nodes, points(graph)[0]))]
+    return [Choice({}, Search(views, packed, 1).settle(graph.nodes, points(graph)[0]))]
 
 
 def choose(graph: Graph, views: dict[Value, View], packed: Packed, target: Target, config: BuildConfig) -> list[Choice]:
@@ -71,7 +71,7 @@ def choose(graph: Graph, views: dict[Value, View], packed: Packed, target: Targe
     cold = sum(t.nbytes for t in graph.constants.values()) > COLD_BYTES
     timer = device_timer(target) if config.tune else None
     cache = open_cache(target, config.timing_cache if config.tune else "")
-    search = Search(views, packed, config.tactics_per_node, cold, cache.get if timer else cache.nearest, arch)
+    search = Search(views, packed, config.tactics_per_node, cold, cache.get if timer else cache.nearest)
     with progress_of("tuning" if timer else "compiling kernels") as progress:
         judge = Guesser(search, arch, workers, progress) if timer is None else Tuner(search, arch, workers, timer, cache, progress)
         while todo := judge.open_problems(search.reached_by(graph.nodes, sizes)):
@@ -129,7 +129,7 @@ class Problem:
 class Search:
     """The problems of a graph, and the choice that follows from what is known of them.
 
-    limit: tactics of each template. recall: what earlier builds know of (signature, tactic). arch: see `Emission`.
+    limit: tactics of each template. recall: what earlier builds know of (signature, tactic).
     """
 
     def __init__(
@@ -139,9 +139,7 @@ class Search:
         limit: int,
         cold: bool = False,
         recall: Callable[[str, Tactic | None], Timing | None] | None = None,
-        arch: int = 80,
     ) -> None:
-        self.arch = arch
         self.views, self.packed, self.limit, self.cold = views, packed, limit, cold
         self._recall = recall
         self._problems: dict[str, Problem] = {}
@@ -211,7 +209,7 @@ class Search:
         return self._parts[node]
 
     def emission(self, node: Node, at: Mapping[str, int] | None = None) -> Emission:
-        return Emission(node, self.views, self.packed, at=at, arch=self.arch)
+        return Emission(node, self.views, self.packed, at=at)
 
     def candidate(self, problem: Problem, tactic: Tactic | None) -> Candidate:
         """Raises Unsupported where the template refuses this configuration."""

@@ -125,8 +125,9 @@ def shapes_of(e: Emission, p: Problem, dtype: torch.dtype) -> list[AttentionConf
     elif wide:
         sizes = [(64, 32, 4, 2), (64, 64, 4, 2), (128, 64, 8, 2), (32, 32, 4, 2), (16, 32, 2, 2)]
     else:
-        sizes = [(128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2), (64, 128, 4, 2), (64, 32, 4, 3),
-                 (32, 64, 4, 3), (32, 64, 2, 3), (16, 64, 2, 3), (16, 128, 4, 2)]  # fmt: skip
+        # fewer stages than steps leave the loop a loop, in fewer registers, where the keys are few
+        sizes = [(128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (128, 128, 8, 2),
+                 (64, 128, 4, 2), (64, 32, 4, 3), (32, 64, 4, 3), (16, 64, 2, 3), (16, 128, 4, 2)]  # fmt: skip
     heads, length, keys = (e.likely(n, USUAL_SIZE) for n in (p.heads, p.length, p.keys))
     if isinstance(p.keys, int) and p.keys <= 256 and not wide and dtype != torch.float32:
         sizes += [(16, max(16, up(p.keys)), 8, 2), (32, max(16, up(p.keys)), 8, 2)]  # all keys at once
