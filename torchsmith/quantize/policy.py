@@ -4,6 +4,8 @@ matrix: computes in the reduced dtype (with float32 accumulation), casting its i
 follow: computes in the dtype that reaches it, reduced where any activation is, float32 otherwise. Normalisation, softmax and
 pooling are here: they take and give the reduced dtype, and compute in float32 inside.
 wide: stays in float32, because range or cancellation would cost accuracy.
+pair: takes what reaches it, and its scale in float32; what it gives as a float is in the reduced dtype. int8 is in the graph
+as such pairs, so that no op is cast to it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Literal
 
 from torchsmith.ir.graph import Node
 
-Role = Literal["matrix", "follow", "wide"]
+Role = Literal["matrix", "follow", "wide", "pair"]
 
 # By the op's class. An op that stands nowhere here and moves no data is wide.
 ROLES: dict[str, Role] = {
@@ -20,6 +22,7 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "Softmax", "LogSoftmax"), "follow"),
     **dict.fromkeys(("MaxPool", "MaxPoolIndices", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Resize"), "follow"),
     **dict.fromkeys(("Gelu", "LeakyRelu", "Elu", "PRelu", "Clamp", "Compare", "ArgReduce", "TopK", "Pad"), "follow"),
+    **dict.fromkeys(("Quantize", "Dequantize"), "pair"),
 }
 
 # Families whose functions differ: those that follow.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Collection
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Value
+from torchsmith.ir.op import Op
 from torchsmith.ops.promote import cast
+from torchsmith.ops.quantize import Dequantize
 from torchsmith.quantize.policy import role_of
 from torchsmith.target import Target
 
@@ -20,7 +23,10 @@ _told: set[str] = set()
 
 
 def choose_precision(enabled: Collection[torch.dtype], target: Target) -> torch.dtype:
-    """The fastest enabled dtype that the target computes in natively; float32 where there is none, which the user is told once."""
+    """The fastest enabled floating dtype that the target computes in natively; float32 where there is none.
+
+    The user is told once where none of those enabled is native. int8 is not chosen: what runs in it is in the graph.
+    """
     reduced = [dtype for dtype in (torch.float16, torch.bfloat16) if dtype in enabled]
     native = [dtype for dtype in reduced if target.device == "cuda" or NATIVE_FEATURES[dtype] & set(target.features)]
     chosen = native[0] if native else torch.float32
@@ -60,16 +66,22 @@ def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
             return casts[value, wanted]
 
         for node in graph.nodes:
-            inputs = [values[v] for v in node.inputs]
-            compute = _compute_dtype(role_of(node), inputs, builder, dtype)
+            inputs, role, op = [values[v] for v in node.inputs], role_of(node), node.op
+            compute = _compute_dtype(role, inputs, builder, dtype)
             # what was float32 takes the compute dtype; other dtypes (integers, the user's own half) stay
-            was_float = [v.type.dtype == torch.float32 for v in node.inputs]
+            was_float = [v.type.dtype == torch.float32 and role != "pair" for v in node.inputs]
+            op = _giving(op, dtype) if role == "pair" else op
             inputs = [as_dtype(v, compute) if f and v.type.dtype != compute else v for v, f in zip(inputs, was_float)]
             with builder.at(node.origin):
-                given = node.op(*inputs)
+                given = op(*inputs)
             values.update(zip(node.outputs, given if isinstance(given, tuple) else (given,)))
         outputs = [as_dtype(values[v], v.type.dtype) if values[v].type.dtype != v.type.dtype else values[v] for v in graph.outputs]
         return builder.finish(outputs)
+
+
+def _giving(op: Op, dtype: torch.dtype) -> Op:
+    """A `Dequantize` to float32 as one to `dtype`."""
+    return dataclasses.replace(op, dtype=dtype) if isinstance(op, Dequantize) and op.dtype == torch.float32 else op
 
 
 def _saturated(tensor: Tensor, dtype: torch.dtype) -> Tensor:

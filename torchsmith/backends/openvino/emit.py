@@ -73,6 +73,7 @@ class Emission:
         self.graph = graph
         self.node: Node
         self.outputs: dict[Value, ov.Output] = {}
+        self.producers: dict[Value, Node] = {}
         self._sizes: dict[Dim, ov.Output] = {}
         self.emitters = load_all()
 
@@ -99,7 +100,7 @@ class Emission:
             assert output.get_partial_shape().compatible(self.partial_shape(value.type)), (
                 f"{node}: {value.type}, OpenVINO gives {output}"
             )
-            self.outputs[value] = output
+            self.outputs[value], self.producers[value] = output, node
 
     def parameter(self, value: Value) -> ov.Node:
         parameter = ops.parameter(self.partial_shape(value.type), element_type(value.type.dtype), name=value.name)
