@@ -98,7 +98,7 @@ def test_torch_tensorrt_callers_may_name_the_ir_and_arg_inputs(net: Net) -> None
     ("options", "error", "sentence"),
     [
         ({"enabled_precision": {torch.half}}, InvalidOption, "no option 'enabled_precision'; did you mean 'enabled_precisions'"),
-        ({"enabled_precisions": {torch.int8}}, InvalidOption, "this version computes in"),
+        ({"enabled_precisions": {torch.int8}}, InvalidOption, "pass calibrator= with typical inputs"),
         ({"min_block_size": -1}, InvalidOption, "whole number that is not negative"),
         ({"backend": "tensorflow"}, InvalidOption, "torchsmith has openvino, reference"),
         ({"ir": "onnx"}, InvalidOption, "ir='onnx'"),

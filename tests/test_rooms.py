@@ -32,6 +32,8 @@ ORDER = (
     "convert",
     "lower",
     "quantize",
+    "ptq",  # the calibrators' public names
+    "sparsity",
     "partition",
     "backends",
     "runtime",

@@ -7,11 +7,13 @@
 With torchsmith imported, `torch.export.load` opens such a file too.
 """
 
+from torchsmith import ptq
 from torchsmith.compile import compile
 from torchsmith.dtypes import dtype
 from torchsmith.explain import explain
 from torchsmith.inputs import Device, Input
 from torchsmith.package import load, save
+from torchsmith.sparsity import sparsify
 from torchsmith.version import __version__
 
-__all__ = ["Device", "Input", "__version__", "compile", "dtype", "explain", "load", "save"]
+__all__ = ["Device", "Input", "__version__", "compile", "dtype", "explain", "load", "ptq", "save", "sparsify"]

@@ -45,7 +45,8 @@ def compile(
     machine need not have; the result can then be saved and looked at, and runs where `torchsmith.load` finds such a GPU.
     options: see `torchsmith.config`; the usual ones are `enabled_precisions={torch.float32}` (dtypes that engines may compute
     in), `min_block_size=5`, `torch_executed_ops`, `require_full_compilation=False`, `backend=None`, `target=None`,
-    `performance_hint="latency"`, `num_threads=0`.
+    `performance_hint="latency"`, `num_threads=0`; for int8, `calibrator=None` (a DataLoader, inputs, or one of torchsmith.ptq)
+    and `skip_layers`.
 
     Returns a module with the original's call signature, inputs and outputs. A ScriptModule that keeps state or looks at values
     becomes a `HybridScript`, in which submodules are compiled and TorchScript runs what is around them.
@@ -74,6 +75,7 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
     from torchsmith.inputs import Device
     from torchsmith.lower import lower
     from torchsmith.partition.segments import partition
+    from torchsmith.quantize.post_training import quantize
     from torchsmith.report import report
     from torchsmith.runtime.compiled import CompiledModule
     from torchsmith.runtime.places import place_of
@@ -85,7 +87,8 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
         backend, target = choose(config.backend, asked or captured.device, config.target)
         place = place_of(target, captured.device, asked)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
-        partitioned = stage("partition", partition, lowered.program, lambda n: backend.refuses(n, target), config.partition)
+        quantized = stage("quantize", quantize, lowered, config.quantize)
+        partitioned = stage("partition", partition, quantized.program, lambda n: backend.refuses(n, target), config.partition)
         built = stage("build", build, partitioned, backend, target, config)
     record = report(partitioned, built, backend, target, config, time.perf_counter() - started)
     return CompiledModule(built.program, record, captured.signature, place)

@@ -39,6 +39,10 @@ class QuantizeConfig:
     enabled_precisions: frozenset[torch.dtype] = option(
         frozenset({torch.float32}), "the dtypes that engines may compute in; the fastest that the device has is taken"
     )
+    calibrator: object = option(
+        None, "typical inputs to choose int8 ranges by: a DataLoader, a list, one of torchsmith.ptq, or a calibration cache's path"
+    )
+    skip_layers: frozenset[str] = option(frozenset(), "modules that int8 leaves as they are: paths, or patterns such as blocks.0.*")
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,10 @@ def _read(f: dataclasses.Field[Any], value: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Collection):
             raise InvalidOption(f"torch_executed_ops={value!r}; it takes a set of op names or torch.ops overloads")
         return frozenset(op if isinstance(op, str) else str(op) for op in value)
+    if f.name == "skip_layers":
+        if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(path, str) for path in value):
+            raise InvalidOption(f"skip_layers={value!r}; it takes a set of module paths, such as 'layer1.0.conv1', or patterns")
+        return frozenset(value)
     if f.name == "timing_cache":
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise InvalidOption(f"timing_cache={value!r}; it takes a file's path, or '' for none")
@@ -134,10 +142,10 @@ def _precisions(value: Any) -> frozenset[torch.dtype]:
     if not isinstance(value, Collection) or isinstance(value, str) or not value:
         raise InvalidOption(f"enabled_precisions={value!r}; it takes a set such as {{torch.float32, torch.bfloat16}}")
     read = frozenset(public_dtype.of(p).torch for p in value)
-    usable = {torch.float32, torch.float16, torch.bfloat16}
+    usable = {torch.float32, torch.float16, torch.bfloat16, torch.int8}
     if refused := read - usable:
         names = ", ".join(sorted(str(p) for p in refused))
         raise InvalidOption(
-            f"enabled_precisions has {names}; this version computes in torch.float32, torch.float16 and torch.bfloat16"
+            f"enabled_precisions has {names}; this version computes in torch.float32, torch.float16, torch.bfloat16 and torch.int8"
         )
     return read

@@ -37,6 +37,9 @@ here = Path(__file__).parent
 program = reload(here / "program.pt2")
 options = json.loads((here / "options.json").read_text())
 options["enabled_precisions"] = {getattr(torch, name) for name in options["enabled_precisions"]}
+if options["calibrator"]:
+    args, kwargs = program.example_inputs
+    options["calibrator"] = [(*args, kwargs)]
 torchsmith.compile(program, **options)
 '''
 
@@ -68,7 +71,10 @@ def write(stage: str, program: ExportedProgram | None, config: Config, bug: Base
             "".join(traceback.format_exception(type(bug), bug, bug.__traceback__)), encoding="utf-8"
         )
         (folder / "versions.txt").write_text(_versions(), encoding="utf-8")
-        (folder / "options.json").write_text(json.dumps(_options(config), indent=2), encoding="utf-8")
+        options = _options(config)
+        # only this stage still needs one; after it, ranges are in the program
+        options["calibrator"] = "the example inputs" if stage == "quantize" and config.quantize.calibrator is not None else None
+        (folder / "options.json").write_text(json.dumps(options, indent=2), encoding="utf-8")
         if program is not None:
             from torchsmith.debug.programs import to_text
 
@@ -128,7 +134,9 @@ def _options(config: Config) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flat.update(
-            dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else {field.name: value}
+            {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            if dataclasses.is_dataclass(value) and not isinstance(value, type)
+            else {field.name: value}
         )
     return {name: _as_data(value) for name, value in flat.items()}
 

@@ -15,7 +15,7 @@ from torchsmith.backends.cuda.accuracy import Accuracy
 from torchsmith.backends.cuda.cubins import Broken
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.fuse.fused import Fused, wrap
-from torchsmith.backends.cuda.progress import Progress
+from torchsmith.debug.progress import Progress
 from torchsmith.backends.cuda.timing import Candidate, OutOfMemory
 from torchsmith.backends.cuda.tune import Choice, Chosen, points
 from torchsmith.config import BuildConfig

@@ -16,7 +16,7 @@ from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.layout import View, is_view, place_node
 from torchsmith.backends.cuda.program import is_pointwise
-from torchsmith.backends.cuda.progress import Progress, progress_of
+from torchsmith.debug.progress import Progress, progress_of
 from torchsmith.backends.cuda.signature import digest, signature
 from torchsmith.backends.cuda.steps import Kernel
 from torchsmith.backends.cuda.tactics import Tactic

@@ -1,4 +1,4 @@
-"""How far a build is: a bar in a terminal, or lines for whoever listens to the road."""
+"""How far something slow is: a bar in a terminal, or lines for whoever listens to the road."""
 
 from __future__ import annotations
 

@@ -1,0 +1,128 @@
+"""What calibration found, and the file that keeps it: readable, versioned, of one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from torchsmith.convert import parameters_of
+from torchsmith.errors import InvalidInput
+from torchsmith.version import __version__
+
+FORMAT = "torchsmith calibration"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """Of one value. least, greatest: what was seen. threshold: the magnitude beyond which it saturates, 0 for all zeros."""
+
+    least: float
+    greatest: float
+    threshold: float
+
+    @property
+    def is_signed(self) -> bool:
+        return self.least < 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """model: `digest` of the lowered program. algorithm: CalibrationAlgo's value. batches: how many were seen.
+
+    ranges: by the names of values. corrections: by the names of layers, what is added to each channel's bias.
+    """
+
+    model: str
+    algorithm: str
+    batches: int
+    ranges: Mapping[str, Range]
+    corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def write(self, file: str | os.PathLike[str]) -> None:
+        """In the place of what was there, at once or not at all. Raises OSError."""
+        content = {"format": FORMAT, "version": VERSION, "torchsmith": __version__, **dataclasses.asdict(self)}
+        text = _lines(content)
+        target = Path(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _lines(content: dict[str, Any]) -> str:
+    """JSON with a line for every range and every layer's corrections."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+            shown = f"{{\n{rows}\n  }}" if rows else "{}"
+        else:
+            shown = json.dumps(value)
+        parts.append(f"  {json.dumps(key)}: {shown}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read(file: str | os.PathLike[str], model: str) -> Calibration:
+    """What `Calibration.write` wrote for the model of that digest. Raises InvalidInput for any other file."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{file}: no such calibration cache; DataLoaderCalibrator(…, cache_file=…) writes one") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{file} is no calibration cache of torchsmith: {error}; calibrate again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InvalidInput(f"{file} is no calibration cache of torchsmith; calibrate again into another file")
+    if content.get("version") != VERSION:
+        written = f"torchsmith {content.get('torchsmith')} in format {content.get('version')}"
+        raise InvalidInput(f"{file} was written by {written}, and this version reads format {VERSION}; calibrate again")
+    if content.get("model") != model:
+        raise InvalidInput(
+            f"{file} is the calibration of another model, or of this one with other weights, options or versions; calibrate again"
+        )
+    try:
+        ranges = {str(name): _range(entry) for name, entry in content["ranges"].items()}
+        corrections = {str(name): tuple(map(float, row)) for name, row in content["corrections"].items()}
+        return Calibration(model, str(content["algorithm"]), int(content["batches"]), ranges, corrections)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput(f"{file} is damaged: {type(error).__name__}: {error}; calibrate again") from error
+
+
+def _range(entry: Mapping[str, Any]) -> Range:
+    found = Range(float(entry["least"]), float(entry["greatest"]), float(entry["threshold"]))
+    if not all(map(math.isfinite, dataclasses.astuple(found))) or found.threshold < 0:
+        raise ValueError(f"a range of {found}")
+    return found
+
+
+def digest(program: ExportedProgram) -> str:
+    """SHA-256 of what the program computes: its graph, and its weights, bit by bit."""
+    found = hashlib.sha256()
+    for node in program.graph.nodes:
+        what = f"{node.op} {node.name} {node.target} {node.args} {dict(node.kwargs)} {_type(node.meta.get('val'))}\n"
+        found.update(what.encode())
+    for name, tensor in parameters_of(program).items():
+        found.update(f"{name} {_type(tensor)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _type(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

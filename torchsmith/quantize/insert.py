@@ -1,0 +1,130 @@
+"""Calibrated ranges as fake-quantize ops in a program, and means of errors as biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from torchsmith.convert import parameters_of
+from torchsmith.errors import InvalidInput
+from torchsmith.lower.editing import argument, call, lift, set_argument
+from torchsmith.quantize.calibration import Calibration, Range
+from torchsmith.quantize.placement import Layer, Placement, Point
+
+aten = torch.ops.aten
+
+WEIGHT_LEAST, WEIGHT_GREATEST = -127, 127
+# Smaller steps have no finite inverse in float32, which fake-quantize multiplies by.
+_LEAST_STEP = 2.0**-120
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers an activation can take: step times whole numbers from least to greatest."""
+
+    step: float
+    least: int
+    greatest: int
+
+    @staticmethod
+    def of(range: Range) -> Grid:
+        """127 steps up to the threshold and 128 down, or 255 up where nothing is negative."""
+        least, greatest = (-128, 127) if range.is_signed else (0, 255)
+        step = range.threshold / greatest if range.threshold > 0 else 1.0
+        return Grid(max(step, _LEAST_STEP), least, greatest)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, self.step, 0, self.least, self.greatest)
+
+
+def insert(program: ExportedProgram, placement: Placement, calibration: Calibration) -> None:
+    """Give the users of every point its fake-quantized value, and every layer its fake-quantized weight."""
+    for point in placement.points:
+        _insert_activation(point, Grid.of(calibration.ranges[point.name]))
+    tensors = parameters_of(program)
+    made: dict[tuple[fx.Node, int], fx.Node] = {}
+    for layer in placement.layers:
+        key = layer.weight, layer.axis
+        if key not in made:
+            made[key] = _insert_weight(program, layer, tensors[layer.weight.name])
+        layer.node.replace_input_with(layer.weight, made[key])
+
+
+def _insert_activation(point: Point, grid: Grid) -> None:
+    users = point.users
+    (first,) = (node for node in point.node.graph.nodes if node in users and node is users[0])
+    new = call(first, aten.fake_quantize_per_tensor_affine.default, point.node, grid.step, 0, grid.least, grid.greatest)
+    for user in users:
+        user.replace_input_with(point.node, new)
+
+
+def _insert_weight(program: ExportedProgram, layer: Layer, weight: Tensor) -> fx.Node:
+    steps = weight_steps(weight, layer)
+    scale, zero_point = lift(program, steps, "c_scale"), lift(program, torch.zeros_like(steps, dtype=torch.int32), "c_zero_point")
+    target = aten.fake_quantize_per_channel_affine.default
+    return call(layer.node, target, layer.weight, scale, zero_point, layer.axis, WEIGHT_LEAST, WEIGHT_GREATEST)
+
+
+def weight_steps(weight: Tensor, layer: Layer) -> Tensor:
+    """The step of each output channel: float32, (channels,). Raises InvalidInput for a weight that is not finite."""
+    greatest = weight.detach().movedim(layer.axis, 0).flatten(1).abs().amax(1).float()
+    if not bool(torch.isfinite(greatest).all()):
+        raise InvalidInput(f"the weight of {layer.name} has NaN or infinite numbers; int8 needs finite ones")
+    return torch.where(greatest > 0, greatest / WEIGHT_GREATEST, 1.0).clamp(min=_LEAST_STEP)
+
+
+def quantized_layers(
+    program: ExportedProgram, placement: Placement, calibration: Calibration
+) -> dict[fx.Node, tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """For every layer, what rounds its input, and its rounded weight.
+
+    An input that was moved up through commuting ops is rounded by the grid of where it comes from.
+    """
+    tensors = parameters_of(program)
+    found: dict[fx.Node, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
+    for layer in placement.layers:
+        weight = tensors[layer.weight.name].detach()
+        steps = weight_steps(weight, layer)
+        zeros = torch.zeros_like(steps, dtype=torch.int32)
+        rounded = torch.fake_quantize_per_channel_affine(weight, steps, zeros, layer.axis, WEIGHT_LEAST, WEIGHT_GREATEST)
+        found[layer.node] = _grid_of_input(layer, placement, calibration), rounded
+    return found
+
+
+def _grid_of_input(layer: Layer, placement: Placement, calibration: Calibration) -> Grid:
+    points = {(point.node, user): point for point in placement.points for user in point.users}
+    value, user = layer.x, layer.node
+    while (value, user) not in points:
+        value, user = value.all_input_nodes[0], value
+    return Grid.of(calibration.ranges[points[value, user].name])
+
+
+def correct_biases(program: ExportedProgram, placement: Placement, calibration: Calibration) -> None:
+    """Add to each layer's bias what quantization takes off the mean of its outputs. Source: M. Nagel et al., "Data-free
+    quantization through weight equalization and bias correction", 2019; here the means are measured.
+    """
+    tensors = parameters_of(program)
+    for layer in placement.layers:
+        correction = calibration.corrections.get(layer.name)
+        if correction is None or not (name := _bias_name(layer.node)):
+            continue
+        bias = argument(layer.node, name)
+        weight = tensors[layer.weight.name]
+        if bias is not None and (not isinstance(bias, fx.Node) or bias.name not in tensors):
+            continue
+        added = torch.tensor(correction, dtype=torch.float64, device=weight.device)
+        old: Any = torch.zeros_like(added) if bias is None else tensors[bias.name].detach().double()
+        if old.shape == added.shape:
+            set_argument(layer.node, name, lift(program, (old + added).to(weight.dtype), "c_bias"))
+
+
+def _bias_name(node: fx.Node) -> str | None:
+    """The argument that is added to each channel; None for products, which have none."""
+    if node.target is aten.addmm.default:
+        return "self" if argument(node, "beta") == 1 else None
+    return "bias" if any(a.name == "bias" for a in node.target._schema.arguments) else None  # type: ignore[union-attr]

@@ -1,0 +1,251 @@
+"""Where int8 goes: which layers compute in it, and which of the program's values are therefore quantized.
+
+Matrix layers (convolution, linear, products with constant weights) take int8, and so does the sum of two branches whose result
+flows into one. A quantized value is moved up through ops that commute with rounding (max pooling, reshapes, concatenation), so
+that int8 flows between layers; not through ReLU, behind which numbers are never negative and get 8 bits of magnitude.
+
+What stays higher: the gates of squeeze-and-excite (small layers on pooled data that scale whole channels), attention's products
+of activations, and what `skip_layers` names. First and last layers and depthwise convolutions are quantized.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from torchsmith.capture.source import layer
+from torchsmith.convert import parameters_of
+from torchsmith.errors import InvalidOption
+from torchsmith.lower.editing import argument, same_shape
+
+aten = torch.ops.aten
+
+_CONVOLUTIONS = {
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+}  # fmt: skip
+_TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+_PRODUCTS = {aten.mm.default, aten.matmul.default}
+_SUMS = {aten.add.Tensor}
+_CONCATENATIONS = {aten.cat.default, aten.concat.default, aten.concatenate.default}
+# Rounding before or after these is the same.
+_COMMUTING = {
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.adaptive_max_pool2d.default,
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim,
+    aten.squeeze.dims, aten.unsqueeze.default, aten.permute.default, aten.transpose.int, aten.t.default, aten.slice.Tensor,
+    aten.select.int, aten.contiguous.default, aten.clone.default, aten.channel_shuffle.default, aten.pixel_shuffle.default,
+    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
+}  # fmt: skip
+# A value that is int8 for another layer is int8 for these too.
+_FOLLOWING = {
+    aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.mean.dim,
+}  # fmt: skip
+_POINTWISE = {
+    aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.silu.default, aten.hardswish.default, aten.gelu.default,
+    aten.leaky_relu.default, aten.clamp.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.mish.default,
+}  # fmt: skip
+_POOLING = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.avg_pool2d.default}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that computes in int8. name: its module's path and its own name. axis: the weight's dimension of output channels.
+
+    x, weight: its inputs that are quantized. x is the second one where it multiplies from the left.
+    """
+
+    node: fx.Node
+    name: str
+    x: fx.Node
+    weight: fx.Node
+    axis: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value that is quantized for some of its users. group: points of one number share a scale, since they are concatenated."""
+
+    node: fx.Node
+    name: str
+    users: tuple[fx.Node, ...]
+    group: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    layers: tuple[Layer, ...]
+    points: tuple[Point, ...]
+
+
+def place(program: ExportedProgram, skip_layers: Collection[str] = ()) -> Placement:
+    """Choose layers and values of a lowered program. skip_layers: module paths, or patterns such as "blocks.0.*", kept as they are.
+
+    Raises InvalidOption for an entry of `skip_layers` that names nothing.
+    """
+    weights = {name for name, tensor in parameters_of(program).items() if tensor.is_floating_point()}
+    skipped = _skipped(program, skip_layers)
+    kept = skipped | _gates(program, weights)
+    layers = [found for node in program.graph.nodes if node not in kept and (found := _layer(node, weights))]
+    takers: dict[fx.Node, set[fx.Node]] = {}
+    for found in layers:
+        takers.setdefault(found.x, set()).add(found.node)
+    return Placement(tuple(layers), _points(program, takers, weights, skipped))
+
+
+def name_of(node: fx.Node) -> str:
+    """A node's name for people: its module's path, where known, and its own name, which is unique."""
+    path = layer(node)
+    return f"{path}/{node.name}" if path else node.name
+
+
+def _layer(node: fx.Node, weights: set[str]) -> Layer | None:
+    """The node as a layer, where it is one whose weight is constant."""
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+        return None
+    x, weight, axis = node.args[0] if node.args else None, node.args[1] if len(node.args) > 1 else None, 0
+    if node.target is aten.addmm.default:
+        x, weight, axis = node.args[1], node.args[2], 1
+    elif node.target in _PRODUCTS:
+        axis = 1
+    elif node.target in _TRANSPOSED or (node.target is aten.convolution.default and argument(node, "transposed")):
+        if argument(node, "groups") != 1:
+            return None
+        axis = 1
+    elif node.target not in {*_CONVOLUTIONS, aten.convolution.default, aten.linear.default}:
+        return None
+    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.name not in weights or x.name in weights:
+        return None
+    if weight.meta["val"].dim() < 2 or not x.meta["val"].is_floating_point() or weight.meta["val"].dtype == torch.float64:
+        return None
+    if node.target in _PRODUCTS and weight.meta["val"].dim() != 2:
+        return None
+    return Layer(node, name_of(node), x, weight, axis)
+
+
+def _gates(program: ExportedProgram, weights: set[str]) -> set[fx.Node]:
+    """The layers between a pooling and a product that scales whole channels by what comes out."""
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.target is not aten.mul.Tensor:
+            continue
+        for gate, other in (node.args[:2], node.args[1::-1]):
+            if isinstance(gate, fx.Node) and isinstance(other, fx.Node) and _is_per_channel(gate, other):
+                found |= _back_to_pooling(gate, weights)
+    return found
+
+
+def _is_per_channel(gate: fx.Node, other: fx.Node) -> bool:
+    small, large = gate.meta["val"], other.meta["val"]
+    return (
+        isinstance(small, Tensor)
+        and isinstance(large, Tensor)
+        and 2 < small.dim() == large.dim()
+        and all(size == 1 for size in small.shape[2:])
+        and any(size != 1 for size in large.shape[2:])
+    )
+
+
+def _back_to_pooling(node: fx.Node, weights: set[str]) -> set[fx.Node]:
+    """The layers on the way from a node up to a pooling; none where the way leads elsewhere."""
+    found: set[fx.Node] = set()
+    while node.target not in _POOLING:
+        made = _layer(node, weights)
+        if made is not None:
+            found.add(node)
+            node = made.x
+        elif node.target in _POINTWISE or node.target in _COMMUTING:
+            node = node.args[0]  # type: ignore[assignment]
+        else:
+            return set()
+    return found
+
+
+def _points(
+    program: ExportedProgram, takers: dict[fx.Node, set[fx.Node]], weights: set[str], skipped: set[fx.Node]
+) -> tuple[Point, ...]:
+    """The values to quantize. takers: for each value the nodes that want it in int8."""
+    groups = _Groups()
+    points = []
+    for node in reversed(program.graph.nodes):
+        wanting = takers.get(node, set())
+        if not wanting and not _is_sum_for(node, takers, weights, skipped):
+            continue
+        above = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+        if wanting and _commutes(node) and wanting == set(node.users) and not any(n.name in weights for n in above):
+            for source in above:
+                takers.setdefault(source, set()).add(node)
+                groups.join(node, source)
+            continue
+        if _is_sum_for(node, takers, weights, skipped):
+            for source in above:
+                takers.setdefault(source, set()).add(node)
+        if wanting:
+            points.append((node, wanting | {u for u in node.users if u.target in _FOLLOWING and u not in skipped}))
+    numbers: dict[fx.Node, int] = {}
+    return tuple(
+        Point(node, name_of(node), tuple(u for u in node.users if u in users), numbers.setdefault(groups.root(node), len(numbers)))
+        for node, users in reversed(points)
+    )
+
+
+def _commutes(node: fx.Node) -> bool:
+    return node.target in _COMMUTING or node.target in _CONCATENATIONS
+
+
+def _is_sum_for(node: fx.Node, takers: dict[fx.Node, set[fx.Node]], weights: set[str], skipped: set[fx.Node]) -> bool:
+    """Whether the node adds two branches, and its result, activated or not, flows into int8."""
+    if node.target not in _SUMS or node in skipped or node.kwargs.get("alpha", 1) != 1:
+        return False
+    left, right = node.args[:2]
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right or {left.name, right.name} & weights:
+        return False
+    if not same_shape(left.meta["val"], right.meta["val"]) or not left.meta["val"].is_floating_point():
+        return False
+    return bool(takers.get(node)) or any(u.target in _POINTWISE and takers.get(u) for u in node.users)
+
+
+class _Groups:
+    """Values that must share a scale, as a forest."""
+
+    def __init__(self) -> None:
+        self._parents: dict[fx.Node, fx.Node] = {}
+
+    def root(self, node: fx.Node) -> fx.Node:
+        while node in self._parents:
+            node = self._parents[node]
+        return node
+
+    def join(self, a: fx.Node, b: fx.Node) -> None:
+        a, b = self.root(a), self.root(b)
+        if a is not b:
+            self._parents[a] = b
+
+
+def _skipped(program: ExportedProgram, patterns: Collection[str]) -> set[fx.Node]:
+    """The nodes in modules that the patterns name, those inside them included. Raises InvalidOption where one names nothing."""
+    paths: dict[str, set[fx.Node]] = {}
+    for node in program.graph.nodes:
+        for path in _paths(node) if node.op == "call_function" else ():
+            paths.setdefault(path, set()).add(node)
+    found: set[fx.Node] = set()
+    for pattern in patterns:
+        named = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+        if not named:
+            near = difflib.get_close_matches(pattern, sorted(paths), n=3, cutoff=0.4)
+            hint = f"the nearest are {', '.join(near)}" if near else "the program does not say which modules it came from"
+            raise InvalidOption(f"skip_layers names {pattern!r}, and the model runs no module of that name; {hint}")
+        found = found.union(*(paths[path] for path in named))
+    return found
+
+
+def _paths(node: fx.Node) -> list[str]:
+    """The paths of the modules around a node, and the node's own name."""
+    stack = node.meta.get("nn_module_stack")
+    entries = list(stack.values()) if isinstance(stack, dict) else []
+    modules = [str(path).removeprefix("L['self']").strip(".") for path, _ in entries]
+    return [*(path for path in modules if path), node.name]

@@ -1,0 +1,141 @@
+"""Post-training quantization: calibrate, and write what was found into the program as fake-quantize ops.
+
+From here on such a program is the same as one of quantization-aware training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from torchsmith.config import QuantizeConfig
+from torchsmith.convert import parameters_of
+from torchsmith.debug.progress import progress_of
+from torchsmith.errors import InvalidInput, InvalidOption
+from torchsmith.lower import Lowered
+from torchsmith.lower.editing import copied, settled
+from torchsmith.quantize.batches import Batch, batches_of
+from torchsmith.quantize.calibration import Calibration, Range, digest, read
+from torchsmith.quantize.calibrator import CacheCalibrator, Calibrator, DataLoaderCalibrator, calibrator_of
+from torchsmith.quantize.insert import correct_biases, insert, quantized_layers
+from torchsmith.quantize.observe import Errors, Observed, Ranges
+from torchsmith.quantize.placement import Placement, place
+from torchsmith.quantize.thresholds import CalibrationAlgo, threshold
+
+# How many calls of the program the means that correct biases are taken over; more hardly change them.
+_CORRECTION_CALLS = 8
+_MARKS = ("fake_quantize", "quantize_per", "dequantize_per")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A program with fake-quantize ops wherever int8 goes. calibration: what they were made from; None where they were there."""
+
+    program: ExportedProgram
+    calibration: Calibration | None = None
+
+
+def quantize(lowered: Lowered, config: QuantizeConfig) -> Quantized:
+    """Insert fake-quantize ops, calibrated as the config says; a program that has them already passes through.
+
+    Weights are symmetric, per output channel, from -127 to 127. Activations are symmetric and per tensor: from -128 to 127, or
+    from 0 to 255 where nothing negative was seen.
+
+    Raises InvalidOption where int8 and the calibrator do not go together, InvalidInput for unusable data or a foreign cache.
+    """
+    program, has_marks = lowered.program, is_marked(lowered.program)
+    if config.calibrator is None:
+        if torch.int8 in config.enabled_precisions and not has_marks:
+            raise InvalidOption(
+                "enabled_precisions has torch.int8, and neither is there a calibrator nor has the model fake-quantize ops; pass "
+                "calibrator= with typical inputs, such as a DataLoader, or train the model quantization-aware"
+            )
+        return Quantized(program)
+    if torch.int8 not in config.enabled_precisions:
+        raise InvalidOption("a calibrator is for int8; add torch.int8 to enabled_precisions, or leave the calibrator out")
+    if has_marks:
+        raise InvalidOption("the model has fake-quantize ops, which say their ranges already; leave the calibrator out")
+    program = copied(program)
+    placement = place(program, config.skip_layers)
+    calibration = calibrate(program, placement, calibrator_of(config.calibrator))
+    correct_biases(program, placement, calibration)
+    insert(program, placement, calibration)
+    program.graph.lint()
+    program.graph_module.recompile()
+    return Quantized(settled(program), calibration)
+
+
+def is_marked(program: ExportedProgram) -> bool:
+    """Whether quantization-aware training, or another tool, has put quantize ops into the program."""
+    targets = (getattr(node.target, "_schema", None) for node in program.graph.nodes if node.op == "call_function")
+    return any(schema.name.partition("::")[2].startswith(_MARKS) for schema in targets if schema is not None)
+
+
+def calibrate(program: ExportedProgram, placement: Placement, calibrator: Calibrator) -> Calibration:
+    """Ranges and bias corrections, from the calibrator's cache or by running the program over its data. Raises InvalidInput."""
+    model = digest(program)
+    if isinstance(calibrator, CacheCalibrator):
+        return _fitting(read(calibrator.cache_file, model), placement, calibrator.cache_file)
+    file = calibrator.cache_file
+    if file and calibrator.use_cache and Path(file).exists():
+        cached = _fitting(read(file, model), placement, file)
+        if cached.algorithm != calibrator.algo.value:
+            raise InvalidInput(
+                f"{file} was calibrated by {cached.algorithm!r}, and the calibrator asks for {calibrator.algo.value!r}; "
+                "calibrate again with use_cache=False, or ask for what the file has"
+            )
+        return cached
+    found = _measured(program, placement, calibrator, model)
+    if file:
+        found.write(file)
+    return found
+
+
+def _fitting(calibration: Calibration, placement: Placement, file: str) -> Calibration:
+    """Raises InvalidInput where the cache lacks a value, as after a change of skip_layers."""
+    if missing := [point.name for point in placement.points if point.name not in calibration.ranges]:
+        raise InvalidInput(
+            f"{file} has no range for {missing[0]} (and {len(missing) - 1} more); skip_layers may have changed: calibrate again"
+        )
+    return calibration
+
+
+def _measured(program: ExportedProgram, placement: Placement, calibrator: DataLoaderCalibrator, model: str) -> Calibration:
+    data = calibrator.dataloader
+    device = next((t.device for t in parameters_of(program).values()), None)
+    ranges, first, count = Ranges(placement), list[Batch](), 0
+    observed = Observed(program, ranges.look)
+    with progress_of("calibrating") as progress:
+        progress.expect(len(data) if isinstance(data, Sized) else 0)
+        for batch in batches_of(data, program, device):
+            if batch.number >= count:
+                count = batch.number + 1
+                progress.expect(max(0, count - progress.expected))
+                progress.advance()
+            ranges.batch = batch.number
+            observed.over(batch)
+            if len(first) < _CORRECTION_CALLS:
+                first.append(batch)
+    found = Calibration(model, calibrator.algo.value, count, _ranges(placement, ranges, calibrator.algo))
+    errors = Errors(placement.layers, quantized_layers(program, placement, found))
+    observed = Observed(program, errors.look)
+    with progress_of("correcting biases") as progress:
+        progress.expect(len(first))
+        for batch in first:
+            observed.over(batch)
+            progress.advance()
+    return Calibration(model, found.algorithm, count, found.ranges, errors.corrections())
+
+
+def _ranges(placement: Placement, ranges: Ranges, algo: CalibrationAlgo) -> dict[str, Range]:
+    thresholds = [threshold(statistics, algo) for statistics in ranges.statistics]
+    found = {}
+    for point in placement.points:
+        seen = ranges.statistics[point.group]
+        least, greatest = (seen.least, seen.greatest) if seen.counts is not None else (0.0, 0.0)
+        found[point.name] = Range(least, greatest, thresholds[point.group])
+    return found
