@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Explanation:
     """The compiled module's report; shows itself as tables.
 
-    segments: one dictionary an engine (backend, precision, ops, inputs, outputs, engine_bytes, seconds). refusals: one
+    segments: one dictionary an engine (backend, precision, ops, inputs, outputs, engine_bytes, seconds, weights:
+    of how many matrix products they are constant, two_four_weights: of how many of those they are 2:4). refusals: one
     a node that stayed in PyTorch (node, op, reason, where). Of a TorchScript module that was compiled in parts, engines also
     have the path of their submodule (part), and the last refusal is of the module itself, whose control flow stayed.
     """
@@ -54,7 +55,8 @@ class Explanation:
         if self.segments:
             table = Table(title="engines", title_justify="left")
             named = ["part"] if "script" in self.report else []
-            for column in ("#", *named, "backend", "precision", "ops", "inputs", "outputs", "MiB", "built in"):
+            sparse = ["2:4 weights"] if any(s.get("two_four_weights") for s in self.segments) else []
+            for column in ("#", *named, "backend", "precision", "ops", *sparse, "inputs", "outputs", "MiB", "built in"):
                 table.add_column(column, justify="right" if column in ("#", "ops", "MiB", "built in") else "left", overflow="fold")
             for number, s in enumerate(self.segments):
                 size, seconds = f"{s['engine_bytes'] / 2**20:.1f}", f"{s['seconds']:.2f} s"
@@ -64,6 +66,7 @@ class Explanation:
                     s["backend"],
                     s["precision"],
                     str(s["ops"]),
+                    *(f"{s['two_four_weights']} of {s['weights']}" for _ in sparse),
                     _lines(s["inputs"]),
                     _lines(s["outputs"]),
                     size,

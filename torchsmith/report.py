@@ -12,7 +12,9 @@ from torchsmith.backends import Backend
 from torchsmith.build import Built
 from torchsmith.capture import NotConvertible
 from torchsmith.config import Config
+from torchsmith.ir.graph import Graph
 from torchsmith.partition.segments import Partitioned, Refusal
+from torchsmith.sparsity.recognise import matrix_weights
 from torchsmith.target import Target
 from torchsmith.version import __version__
 
@@ -34,12 +36,19 @@ def report(
                 "inputs": [repr(v) for v in e.graph.inputs],
                 "outputs": [repr(v) for v in e.graph.outputs],
                 "engine_bytes": len(e.engine),
+                **_weights(e.graph),
                 "seconds": round(e.seconds, 3),
             }
             for e in built.engines
         ],
         "refusals": [dataclasses.asdict(r) for r in partitioned.refusals],
     }
+
+
+def _weights(graph: Graph) -> dict[str, int]:
+    """How many matrix products have constant weights, and how many of those are 2:4."""
+    weights = matrix_weights(graph)
+    return {"weights": len(weights), "two_four_weights": sum(weight.two_four for weight in weights)}
 
 
 def report_of_parts(
@@ -88,4 +97,6 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return sorted(str(v) for v in value) if isinstance(value, frozenset) else value
+    if isinstance(value, frozenset):
+        return sorted(str(v) for v in value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__  # a calibrator is no data
