@@ -214,6 +214,32 @@ def _cast(node: Node, names: Sequence[str]) -> str:
     return f"{names[0]}.to(tl.{python_type(register_type(wanted))})"
 
 
+def _quantize(node: Node, names: Sequence[str]) -> str | None:
+    """Multiplied by the reciprocal, as the reference does, which is a number here where the scale is one."""
+    op: Any = node.op
+    if op.axis is not None:
+        return None
+    scale = _number(names[1])
+    scaled = f"{names[0]} * {f'tl.div_rn(1.0, {names[1]})' if scale is None else literal((1.0 / torch.tensor(scale)).item())}"
+    if len(names) == 2:
+        return f"quantized({scaled}, {float(op.low)}, {float(op.high)})"
+    zero = _number(names[2])
+    if zero is None:
+        wide = f"{names[2]}.to(tl.float32)"
+        return f"quantized({scaled}, {float(op.low)} - {wide}, {float(op.high)} - {wide}) + {names[2]}.to(tl.int32)"
+    return f"quantized({scaled}, {op.low - zero}, {op.high - zero}) + {int(zero)}"
+
+
+def _dequantize(node: Node, names: Sequence[str]) -> str | None:
+    op: Any = node.op
+    if op.axis is not None:
+        return None
+    number = f"{names[0]}.to(tl.{python_type(register_type(op.dtype))})"
+    if len(names) > 2:
+        number = f"({number} - {names[2]})"
+    return f"({number} * {names[1]})"
+
+
 def _elu(node: Node, names: Sequence[str]) -> str:
     op: Any = node.op
     curve = f"{literal(op.alpha * op.scale)} * expm1({names[0]} * {literal(float(op.input_scale))})"
@@ -234,6 +260,8 @@ WRITERS: dict[str, Callable[[Node, Sequence[str]], str | None]] = {
     "Clamp": _clamp,
     "Cast": _cast,
     "Gelu": _gelu,
+    "Quantize": _quantize,
+    "Dequantize": _dequantize,
     "LeakyRelu": lambda node, n: f"tl.where({n[0]} > 0, {n[0]}, {n[0]} * {literal(float(node.op.slope))})",  # type: ignore[attr-defined]
     "PRelu": lambda node, n: f"tl.where({n[0]} > 0, {n[0]}, {n[1]} * {n[0]})",
     "Elu": _elu,

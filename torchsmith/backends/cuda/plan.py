@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from torchsmith import sizes
-from torchsmith.backends.cuda import library  # noqa: F401  # its ops, which plans name
+from torchsmith.backends.cuda import integers, library  # noqa: F401  # their ops, which plans name
 from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.driver import C_TYPES
 from torchsmith.backends.cuda.layout import View

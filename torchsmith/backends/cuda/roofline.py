@@ -96,6 +96,8 @@ _FLOPS: dict[str, Callable[[Node], Any]] = {
     "Convolution": _convolution,
     "ConvolutionTransposed": _transposed,
     "Linear": _product,
+    "IntegerLinear": _product,
+    "IntegerConvolution": _convolution,
     "MatMul": _product,
     "Attention": _attention,
 }

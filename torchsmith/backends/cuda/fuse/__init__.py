@@ -13,6 +13,7 @@ from torchsmith.backends.cuda.fuse.gemm_norm import gemm_norm
 from torchsmith.backends.cuda.fuse.masks import masks
 from torchsmith.backends.cuda.fuse.norm import norm
 from torchsmith.backends.cuda.fuse.pointwise import pointwise
+from torchsmith.backends.cuda.fuse.quantized import quantized
 from torchsmith.backends.cuda.fuse.siblings import siblings
 from torchsmith.backends.cuda.fuse.squeeze_excite import squeeze_excite
 from torchsmith.backends.cuda.fuse.stem import stem
@@ -20,6 +21,7 @@ from torchsmith.ir.graph import Graph
 
 FUSIONS: tuple[Callable[[Graph], Graph], ...] = (
     constants,
+    quantized,  # before all that looks for products
     batch_norm,
     attention,
     masks,

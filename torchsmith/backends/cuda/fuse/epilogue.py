@@ -11,6 +11,8 @@ from torchsmith.ir.graph import Graph, Node, Value
 
 MAX_NODES = 16
 MAX_REGION = 6  # between a value that is used twice and where its uses meet again
+SCALED = frozenset({"Quantize", "Dequantize"})
+LOADING = frozenset({"gemm", "gemm_int8", "convolution", "depthwise"})  # kinds whose epilogues may start with what they load
 
 
 def epilogue(graph: Graph) -> Graph:
@@ -31,6 +33,8 @@ def epilogue(graph: Graph) -> Graph:
                 break
             members += region
             current = region[-1].outputs[0]
+        if kind in LOADING:
+            members += dequantizing(members, graph.nodes, users, outputs, owned)
         owned.update(members)
         if len(members) > 1 or not isinstance(node.op, Fused):
             clusters.append((kind, members))
@@ -60,6 +64,23 @@ def following(
     return []
 
 
+def dequantizing(
+    members: Sequence[Node], nodes: Sequence[Node], users: Mapping[Value, Sequence[Node]], outputs: set[Value], owned: set[Node]
+) -> list[Node]:
+    """What dequantizes operands of the members after the first, for them alone: they load the integers."""
+    wanted = {v for n in members[1:] for v in n.inputs}
+    return [
+        n
+        for n in nodes
+        if type(n.op).__name__ == "Dequantize"
+        and n not in owned
+        and n.outputs[0] in wanted - outputs
+        and n.outputs[0] not in members[0].inputs
+        and is_pointwise(n)
+        and all(user in members for user in users[n.outputs[0]])
+    ]
+
+
 def next_pointwise(value: Value, users: Sequence[Node], owned: set[Node]) -> Node | None:
     """The only user of a value, if it is pointwise and gives the value's shape."""
     if not users or any(user is not users[0] for user in users):
@@ -73,8 +94,9 @@ def alike(a: Value, b: Value) -> bool:
 
 
 def operands(nodes: Sequence[Node]) -> int:
-    """How many values the nodes take from outside."""
-    return len({v for n in nodes for v in n.inputs} - {v for n in nodes for v in n.outputs})
+    """How many values the nodes take from outside. Scales and zero points are written into the text."""
+    given = {v for n in nodes for v in (n.inputs[:1] if type(n.op).__name__ in SCALED else n.inputs)}
+    return len(given - {v for n in nodes for v in n.outputs})
 
 
 def kind_of(node: Node) -> str | None:
@@ -84,6 +106,8 @@ def kind_of(node: Node) -> str | None:
         return op.kind
     if name in ("Linear", "MatMul"):
         return "gemm"
+    if name in ("IntegerLinear", "IntegerConvolution"):
+        return "gemm_int8"
     if name == "Convolution":
         return convolution_kind(node)
     return MAINS.get(name)

@@ -100,7 +100,12 @@ def wrap(graph: Graph, clusters: Sequence[tuple[str, Sequence[Node]]], nested: b
     return replace(graph, nodes=tuple(in_order(graph, nodes)))
 
 
-_MAIN = frozenset({"Convolution", "Linear", "MatMul", "Attention", "LayerNorm", "RmsNorm", "GroupNorm", "Softmax"})
+_MAIN = frozenset(
+    {
+        *("Convolution", "Linear", "MatMul", "Attention", "LayerNorm", "RmsNorm", "GroupNorm", "Softmax"),
+        *("IntegerLinear", "IntegerConvolution"),
+    }
+)
 
 
 def in_order(graph: Graph, nodes: Sequence[Node]) -> list[Node]:

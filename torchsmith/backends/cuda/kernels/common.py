@@ -114,8 +114,10 @@ def nearest_tf32(x):
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, summed in float32. PRECISION: of float32 operands ("ieee", "tf32", "tf32x3"); others ignore it."""
-    if INTERPRETED:
+    """acc + a @ b, summed in float32, of int8 in int32. PRECISION: of float32 operands ("ieee", "tf32", "tf32x3")."""
+    if a.dtype == tl.int8:
+        return tl.dot(a, b, acc, out_dtype=tl.int32)
+    elif INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     elif PRECISION == "tf32" and a.dtype == tl.float32:
         return tl.dot(nearest_tf32(a), nearest_tf32(b), acc, input_precision="tf32")

@@ -62,6 +62,16 @@ def round_even(x):
 
 
 @triton.jit
+def quantized(x, low, high):
+    """The nearest whole number, halves to the even one, within low..high, as int32; NaN gives low. low, high: whole, below 2^21."""
+    x = tl.minimum(tl.maximum(x, low), high)
+    if x.dtype == tl.float64:
+        return round_even(x).to(tl.int32)
+    else:  # in 1.5 * 2^23 the last bit is worth one, so that the sum is rounded, and its last bits are the number
+        return (x + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+
+
+@triton.jit
 def tan(x):
     return tl.sin(x) / tl.cos(x)
 

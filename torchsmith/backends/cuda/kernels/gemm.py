@@ -28,7 +28,7 @@ def gemm(
 ):  # fmt: skip
     """One block of C. Grid: (blocks of M * blocks of N, batch, parts of K).
 
-    K_PART: how much of K one block sums; where that is not all of it, C holds float32 sums of the parts, `c_split` apart, and
+    K_PART: how much of K one block sums; where that is not all of it, C holds the sums of the parts, `c_split` apart, and
     EPILOGUE is None. A_INNER: where rows count two dimensions of A that are not one: the inner one's size (its stride is
     `a_row`, the outer one's `a_outer`). EARLY: loads EPILOGUE's operands before the product, or None. CHAINS: 1, 2 or 4 sums
     of each element of C, of BLOCK_K in turn: a sum's next step waits for its last. EVEN_M, EVEN_N: whether no block reaches
@@ -94,13 +94,16 @@ def gemm_sum(
     EPILOGUE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """C = epilogue(sum of the parts, in order). parts: (SPLITS, batch, M, N) float32. Grid: (blocks of M, blocks of N, batch)."""
+    """C = epilogue(sum of the parts, in order). parts: (SPLITS, batch, M, N), float32 or int32.
+
+    Grid: (blocks of M, blocks of N, batch).
+    """
     block_m, block_n, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask, col_mask = (rows < M)[:, None], (cols < N)[None, :]
     pointers = parts + batch * p_batch + rows[:, None] * N + cols[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), parts.dtype.element_ty)
     wait_for_inputs(PDL)
     for split in tl.static_range(SPLITS):
         acc += load_tile(pointers + split * p_split, row_mask, col_mask, EVEN_M, EVEN_N)
@@ -157,7 +160,7 @@ def multiply(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CHAINS: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr,
 ):  # fmt: skip
-    """The float32 sums of one block of C over one part of K. CHAINS * BLOCK_K divides K_PART."""
+    """The float32 sums of one block of C over one part of K, int32 ones of int8. CHAINS * BLOCK_K divides K_PART."""
     EVEN_K: tl.constexpr = K % K_PART == 0
     row0 = block_m * BLOCK_M
     rows = row0 + tl.arange(0, BLOCK_M)
@@ -167,7 +170,7 @@ def multiply(
     a_rows = rows * a_row if A_INNER is None else (rows // A_INNER) * a_outer + (rows % A_INNER) * a_row
     a_tile = a + batch * a_batch + a_rows[:, None] + ks[None, :] * a_col
     b_tile = b + batch * b_batch + cols[None, :] * b_row + ks[:, None] * b_col
-    sum0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    sum0 = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if a.dtype.element_ty == tl.int8 else tl.float32)
     sum1, sum2, sum3 = sum0, sum0, sum0
     for k in range(0, K_PART, CHAINS * BLOCK_K):
         for chain in tl.static_range(CHAINS):

@@ -93,10 +93,11 @@ def emit_split(e: Emission, p: Problem, c: GemmConfig) -> None:
 
 
 def emit_parts(e: Emission, p: Problem, c: GemmConfig) -> Value:
-    """The kernel that sums parts of K; gives the sums, (parts, batch, M, N) float32."""
+    """The kernel that sums parts of K; gives the sums, (parts, batch, M, N) float32, or int32 of int8."""
     depth = c.block_k * c.chains
     part = -(-p.k // (depth * c.split_k)) * depth
-    parts = e.temporary((-(-p.k // part), p.batch, p.m, p.n), torch.float32, "parts")
+    dtype = torch.int32 if p.a.type.dtype == torch.int8 else torch.float32
+    parts = e.temporary((-(-p.k // part), p.batch, p.m, p.n), dtype, "parts")
     split, batch, row, col = e.view(parts).strides
     writer = HookWriter(e.views, e.constant)
     prologue = prologue_of(e, p, writer, c.block_m, part)

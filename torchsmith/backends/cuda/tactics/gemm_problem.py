@@ -16,7 +16,7 @@ from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, Shape, product, same, simplify
 from torchsmith.ir.graph import Value
 
-MAINS = ("Linear", "MatMul", "Convolution")
+MAINS = ("Linear", "MatMul", "Convolution", "IntegerLinear", "IntegerConvolution")
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,11 @@ def problem_of(e: Emission, parts: Parts | None = None) -> Problem:
     x = parts.main.inputs[0]
     if len(parts.outputs) > 1:
         raise Unsupported("the node has several outputs")
-    if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.int8):
         raise Unsupported(f"a product of {x.type.dtype}")
-    made = {"MatMul": _matmul, "Linear": _linear}.get(type(parts.main.op).__name__, _convolution)(e, parts)
+    made = {"MatMul": _matmul, "Linear": _linear, "IntegerLinear": _linear}.get(type(parts.main.op).__name__, _convolution)(
+        e, parts
+    )
     for value in (made.a, made.b, made.output):
         if (most := most_elements(e, value)) > 2**31 - 1:
             raise Unsupported(f"{value} may have {most} elements; offsets are 32-bit numbers")

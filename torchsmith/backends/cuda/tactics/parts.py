@@ -10,7 +10,10 @@ from torchsmith.ir.graph import Node, Value
 
 @dataclass(frozen=True)
 class Parts:
-    """main: the node whose op gives the kind. before: pointwise nodes that lead to its inputs. after: those that follow."""
+    """main: the node whose op gives the kind. before: pointwise nodes that lead to its inputs.
+
+    after: those that follow it, and what dequantizes their operands.
+    """
 
     main: Node
     before: tuple[Node, ...]
@@ -25,10 +28,12 @@ def parts_of(node: Node, *mains: str) -> Parts:
     assert len(found) == 1, f"{node} has {len(found)} of {mains}"
     (main,) = found
     reached = set(main.outputs)
-    after = []
+    following = set[Node]()
     for n in nodes:
         if n is not main and reached.intersection(n.inputs):
             reached.update(n.outputs)
-            after.append(n)
-    before = tuple(n for n in nodes if n is not main and n not in after)
-    return Parts(main, before, tuple(after), node.outputs)
+            following.add(n)
+    used = {v for n in nodes if n not in following for v in n.inputs}
+    following.update(n for n in nodes if type(n.op).__name__ == "Dequantize" and not used.intersection(n.outputs))
+    after = tuple(n for n in nodes if n in following)
+    return Parts(main, tuple(n for n in nodes if n is not main and n not in following), after, node.outputs)

@@ -1,0 +1,223 @@
+"""Quantize/dequantize pairs: in the kernels around them, and as products of int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.backends.cuda.simulated import stepped
+from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
+from torchsmith.backends.cuda.tactics.gemm_int8 import GemmInt8Template
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.graph import Graph, Value
+from torchsmith.ir.interpret import interpret
+from torchsmith.ir.types import type_of
+from torchsmith.ops.binary import Binary
+from torchsmith.ops.cast import Cast
+from torchsmith.ops.convolution import Convolution
+from torchsmith.ops.linear import Linear
+from torchsmith.ops.quantize import dequantize, fake_quantize, quantize
+from torchsmith.ops.reshape import Reshape
+from torchsmith.ops.unary import Unary
+
+Net = Callable[[Builder, Value], Value]
+
+
+def graph_of(net: Net, x: Tensor) -> Graph:
+    with Builder() as builder:
+        return builder.finish([net(builder, builder.input(type_of(x)))])
+
+
+def kernels(net: Net, x: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+    """What the engine gives, what the graph's references give, and what ran."""
+    graph = graph_of(net, x)
+    steps, (found,) = stepped(graph, [x])
+    (wanted,) = interpret(graph, [x])
+    return found, wanted, [s.kernel.function if isinstance(s, Launch) else f"[{type(s.op).__name__}]" for s in steps]
+
+
+def weights(*shape: int) -> Tensor:
+    return torch.randint(-127, 128, shape, generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+
+
+def pair(x: Value, scale: float, zero_point: int = 0, dtype: torch.dtype = torch.int8) -> Value:
+    low, high = (-128, 127) if dtype == torch.int8 else (0, 255)
+    return fake_quantize(x, scale, zero_point, None, low, high)
+
+
+def weight(builder: Builder, q: Tensor, scale: Tensor | float, dtype: torch.dtype = torch.float32) -> Value:
+    given = builder.constant(scale) if isinstance(scale, Tensor) else scale
+    return dequantize(builder.constant(q), given, None, 0 if isinstance(scale, Tensor) else None, dtype)
+
+
+def linear(builder: Builder, x: Value, n: int, bias: bool = True) -> Value:
+    """A layer of int8 weights whose scales are powers of two: float32 sums are exact."""
+    k = x.type.shape[-1]
+    assert isinstance(k, int)
+    scales = 2.0 ** -(torch.arange(n) % 5 + 4).float()
+    given = [weight(builder, weights(n, k), scales)]
+    if bias:
+        given.append(builder.constant(torch.arange(n).float() / 8))
+    y: Value = Linear()(x, *given)
+    return y
+
+
+# ---- pointwise ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("to", "zero_point"), [(torch.int8, 0), (torch.int8, -3), (torch.uint8, 0), (torch.uint8, 131)])
+def test_quantize(dtype: torch.dtype, to: torch.dtype, zero_point: int) -> None:
+    x = torch.cat([torch.randn(37) * 3, torch.arange(-300, 301) * 0.025, torch.tensor([1e30, -1e30, torch.inf, -torch.inf])])
+    low, high = (-127, 127) if to == torch.int8 else (0, 255)
+
+    def net(builder: Builder, x: Value) -> Value:
+        return quantize(Binary("add")(x, x), 0.05, zero_point, None, low, high, to)
+
+    found, wanted, names = kernels(net, x.to(dtype))
+    assert names == ["pointwise"] and found.dtype == to
+    if dtype == torch.float32:
+        assert torch.equal(found, wanted)
+    assert (found.int() - wanted.int()).abs().max() <= 1  # x + x is not rounded to a half
+
+
+def test_not_a_number_is_the_least() -> None:
+    found, wanted, _ = kernels(lambda b, x: quantize(x, 0.5, 0, None, -127, 127, torch.int8), torch.tensor([torch.nan, 1.0]))
+    assert found.tolist() == wanted.tolist() == [-127, 2]
+
+
+@pytest.mark.parametrize("zero_point", [0, 5])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_dequantize(dtype: torch.dtype, zero_point: int) -> None:
+    x = torch.arange(-128, 128).to(dtype)
+    found, wanted, names = kernels(lambda b, x: Unary("neg")(dequantize(x, 0.3, zero_point, None, torch.float32)), x)
+    assert names == ["pointwise"] and torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_scales_of_channels(axis: int) -> None:
+    x = torch.randn(2, 5, 7) * 4
+    scales = torch.linspace(0.02, 0.08, x.shape[axis])
+
+    def net(builder: Builder, x: Value) -> Value:
+        return fake_quantize(Unary("neg")(x), builder.constant(scales), None, axis, -128, 127)
+
+    found, wanted, names = kernels(net, x)
+    assert names == ["pointwise"] and torch.equal(found, wanted)
+
+
+# ---- products -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("zero_point", "to"), [(0, torch.int8), (7, torch.int8), (0, torch.uint8), (100, torch.uint8)])
+@pytest.mark.parametrize("shape", [(37, 51), (2, 3, 64), (1, 130)])
+def test_linear(shape: tuple[int, ...], zero_point: int, to: torch.dtype, bias: bool) -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        y: Value = Unary("relu")(linear(builder, pair(x, 0.03125, zero_point, to), 45, bias))
+        return y
+
+    found, wanted, names = kernels(net, torch.randn(shape) + (1 if zero_point == 0 and to == torch.uint8 else 0))
+    assert names == ["pointwise", "gemm"] and torch.equal(found, wanted)
+
+
+def test_integers_flow_between_layers() -> None:
+    """The first product quantizes, the second loads integers, and the residual is integers too."""
+
+    def net(builder: Builder, x: Value) -> Value:
+        first = pair(Unary("relu")(linear(builder, pair(x, 0.0625), 48)), 0.25, 0, torch.uint8)
+        second = pair(Binary("add")(linear(builder, first, 48), first), 0.5)
+        return linear(builder, second, 19)
+
+    graph = graph_of(net, torch.zeros(21, 40))
+    steps, (found,) = stepped(graph, [x := torch.randn(21, 40)])
+    (wanted,) = interpret(graph, [x])
+    assert [s.kernel.function for s in steps if isinstance(s, Launch)] == ["pointwise", "gemm", "gemm", "gemm"]
+    assert torch.equal(found, wanted)
+    assert [v.type.dtype for s in steps[:3] if isinstance(s, Launch) for v in s.writes] == [torch.int8] * 3
+
+
+def test_half() -> None:
+    """As the precision policy writes it: pairs in float32, the layer in float16."""
+    x = torch.randn(33, 40)
+
+    def net(builder: Builder, x: Value) -> Value:
+        k = Cast(torch.float16)(weight(builder, weights(24, 40), torch.linspace(0.01, 0.03, 24)))
+        y = Linear()(Cast(torch.float16)(pair(x, 0.03)), k, builder.constant(torch.randn(24).half()))
+        z: Value = Cast(torch.float32)(Unary("relu")(y))
+        return z
+
+    found, wanted, names = kernels(net, x)
+    assert names == ["pointwise", "gemm"]
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution(stride: int) -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        x = Unary("relu")(x)
+        q = weight(builder, weights(24, 20, 1, 1), 2.0 ** -(torch.arange(24) % 5 + 4).float())
+        y = Convolution((stride, stride), ((0, 0), (0, 0)), (1, 1), 1)(
+            pair(x, 0.0625, 0, torch.uint8), q, builder.constant(torch.ones(24))
+        )
+        y = pair(Unary("relu")(y), 0.5)
+        last = weight(builder, weights(40, 24, 1, 1), 2.0**-6)
+        z: Value = Convolution((1, 1), ((0, 0), (0, 0)), (1, 1), 1)(y, last)
+        return z
+
+    found, wanted, names = kernels(net, torch.randn(2, 20, 6, 10))
+    assert names.count("gemm") == 2 and len(names) == 3 and torch.equal(found, wanted)
+
+
+def test_what_moves_elements_moves_integers() -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        y = linear(builder, pair(x, 0.0625), 48)
+        y = Reshape((3, 7, 48))(pair(Reshape((7, 3, 48))(y), 0.5))
+        return linear(builder, y, 24)
+
+    found, wanted, names = kernels(net, torch.randn(21, 40))
+    assert names == ["pointwise", "gemm", "gemm"] and torch.equal(found, wanted)
+
+
+CONFIGS = [
+    GemmConfig(16, 32, 32, 4, 2),
+    GemmConfig(32, 16, 64, 4, 3, ahead=True),
+    GemmConfig(16, 32, 32, 4, 2, split_k=3),
+    GemmConfig(32, 32, 32, 4, 2, programs=3, group_m=2),
+    GemmConfig(64, 64, 32, 1, 2),  # the epilogue in halves
+    GemmConfig(16, 16, 32, 1, 2, chains=4),
+    GemmConfig(16, 32, 32, 2, 2, split_k=2, chains=2),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(("rows", "k", "n"), [(37, 300, 45), (64, 256, 32)])
+def test_configurations(config: GemmConfig, rows: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GemmInt8Template, "configs", lambda self, e: [config])
+    found, wanted, names = kernels(lambda b, x: pair(linear(b, pair(x, 0.0625, 3), n), 0.5), torch.randn(rows, k))
+    main = ["gemm", "gemm_sum"] if config.split_k > 1 else ["gemm_persistent" if config.programs else "gemm"]
+    assert names == ["pointwise", *main, "pointwise"][: len(names)] and torch.equal(found, wanted)
+
+
+# ---- what stays as it is --------------------------------------------------------------------------------------------------
+
+
+def test_weights_alone_are_folded() -> None:
+    """Weights of a layer whose input has no pair are what they stand for."""
+    found, wanted, names = kernels(lambda b, x: linear(b, x, 24), torch.randn(33, 40))
+    assert names == ["gemm"]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_with_a_zero_point_stay_floating() -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        q = dequantize(builder.constant(weights(24, 40)), 0.0625, 3, None, torch.float32)
+        y: Value = Linear()(pair(x, 0.0625), q)
+        return y
+
+    found, wanted, names = kernels(net, torch.randn(33, 40))
+    assert names == ["pointwise", "gemm"] and torch.equal(found, wanted)

@@ -1,0 +1,71 @@
+"""Products of int8 compile for every architecture, to int8 tensor-core instructions, with wide loads and without spilling."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from torchsmith.backends.cuda import tactics
+from torchsmith.backends.cuda.cubins import Cubin, compile_kernel
+from torchsmith.backends.cuda.emission import Emission, Packed
+from torchsmith.backends.cuda.fuse import fuse
+from torchsmith.backends.cuda.layout import place
+from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.graph import Graph
+from torchsmith.ir.types import TensorType
+from torchsmith.ops.binary import Binary
+from torchsmith.ops.linear import Linear
+from torchsmith.ops.quantize import dequantize, quantize
+from torchsmith.ops.unary import Unary
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="one process cannot interpret and compile")
+
+TENSOR_CORES = {80: r"IMMA\.\d+\.S8\.S8", 90: r"IGMMA\.\d+x\d+x32\.S8\.S8", 100: r"IMMA\.\d+\.S8\.S8|UTCIMMA"}
+
+
+def residual(m: int, k: int, n: int) -> Graph:
+    """Of int8: a linear layer, a residual of int8, relu, and int8 again."""
+    with Builder() as builder:
+        x, y = (builder.input(TensorType((m, size), torch.int8)) for size in (k, n))
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+        scales = builder.constant(torch.linspace(0.01, 0.02, n))
+        given = dequantize(x, 0.05, None, None, torch.float32), dequantize(builder.constant(weight), scales, None, 0, torch.float32)
+        z = Linear()(*given, builder.constant(torch.ones(n)))
+        z = Unary("relu")(Binary("add")(z, dequantize(y, 0.1, None, None, torch.float32)))
+        return builder.finish([quantize(z, 0.2, None, None, -127, 127, torch.int8)])
+
+
+def compiled(m: int, k: int, n: int, arch: int, config: GemmConfig | None = None) -> Cubin:
+    graph = fuse(residual(m, k, n))
+    (node,) = graph.nodes
+    e = Emission(node, place(graph), Packed(graph.constants))
+    chosen = tactics.template("gemm_int8")
+    chosen.emit(e, config or chosen.configs(e)[0])
+    (step,) = [s for s in e.steps if isinstance(s, Launch)]
+    made = compile_kernel(step.kernel, arch)
+    assert isinstance(made, Cubin), made
+    return made
+
+
+def sass(made: Cubin, folder: Path) -> str:
+    """The machine code as text."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.exists():
+        pytest.skip("this Triton comes without cuobjdump")
+    (folder / "kernel.cubin").write_bytes(made.code)
+    return subprocess.run([tool, "-sass", folder / "kernel.cubin"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_tensor_cores_multiply_int8(arch: int, tmp_path: Path) -> None:
+    text = sass(compiled(4096, 768, 768, arch, GemmConfig(64, 128, 64, 4, 3)), tmp_path)
+    assert re.search(TENSOR_CORES[arch], text)
+    assert "STL" not in text and "LDL" not in text

@@ -1,0 +1,211 @@
+"""Quantize/dequantize pairs become products of int8, whose scales are part of what follows them; int8 tensors flow between.
+
+    Linear(Dequantize(q, s), Dequantize(w, t), bias)  ->  float(IntegerLinear(q, w) - zero point's share) * (s * t) + bias
+
+What is left of the pairs is pointwise: a kernel quantizes what it writes, another one dequantizes what it loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchsmith.backends.cuda.fuse.rules import apply
+from torchsmith.backends.cuda.integers import IntegerConvolution, IntegerLinear
+from torchsmith.backends.cuda.program import is_pointwise
+from torchsmith.errors import Unsupported
+from torchsmith.ir.builder import constant
+from torchsmith.ir.graph import Graph, Node, Value
+from torchsmith.ir.rewrite import Seen
+from torchsmith.ir.types import TensorType
+from torchsmith.ops.binary import Binary
+from torchsmith.ops.cast import Cast
+from torchsmith.ops.quantize import Dequantize, Quantize
+
+MOVES = frozenset({"Reshape", "Permute", "Slice", "Expand"})
+OFFSET = 128  # from uint8 to int8
+
+
+def quantized(graph: Graph) -> Graph:
+    if not any(isinstance(node.op, (Quantize, Dequantize)) for node in graph.nodes):
+        return graph
+    graph = apply(_signed(graph), [_of_constant, _cast, _move_before, _move_after, _product])
+    return _for_each_user(apply(graph, [_of_weights, _per_channel]))
+
+
+def _signed(graph: Graph) -> Graph:
+    """Pairs through uint8 go through int8: the same numbers less 128, zero points too."""
+    users, outputs = graph.users(), set(graph.outputs)
+    made, now = dict(graph.constants), dict[Value, Value]()
+    nodes = list[Node]()
+    for node in graph.nodes:
+        op, inputs = node.op, tuple(now.get(v, v) for v in node.inputs)
+        if isinstance(op, Quantize) and op.dtype == torch.uint8 and _only_dequantized(node, users, outputs, graph):
+            (old,) = node.outputs
+            shift = replace(op, dtype=torch.int8, low=op.low - OFFSET, high=op.high - OFFSET)
+            new = now[old] = Value(f"{old.name}.signed", old.type.with_dtype(torch.int8))
+            nodes.append(Node(shift, (*inputs[:2], _shifted(node, made)), (new,), node.origin))
+        elif isinstance(op, Dequantize) and inputs != node.inputs:
+            nodes.append(Node(op, (*inputs[:2], _shifted(node, made)), node.outputs, node.origin))
+        else:
+            nodes.append(node)
+    wanted = {v for n in nodes for v in n.inputs} | outputs
+    return replace(graph, nodes=tuple(nodes), constants={v: t for v, t in made.items() if v in wanted})
+
+
+def _only_dequantized(node: Node, users: dict[Value, list[Node]], outputs: set[Value], graph: Graph) -> bool:
+    (q,) = node.outputs
+    parts = [node, *users[q]]
+    known = all(v in graph.constants for n in parts for v in n.inputs[2:])
+    return q not in outputs and known and all(isinstance(n.op, Dequantize) and n.inputs[0] is q for n in users[q])
+
+
+def _shifted(node: Node, made: dict[Value, Tensor]) -> Value:
+    """The zero point that a signed one has. Adds it to the constants."""
+    scale = node.inputs[1]
+    given = made[node.inputs[2]].to(torch.int32) if len(node.inputs) > 2 else torch.zeros(scale.type.shape, dtype=torch.int32)
+    value = Value(f"{node.outputs[0].name}.zero_point", TensorType(scale.type.shape, torch.int8))
+    made[value] = (given - OFFSET).to(torch.int8)
+    return value
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------------------
+
+
+def _of_constant(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """A constant that is quantized is a constant of integers."""
+    given = [seen.constant(v) for v in node.inputs]
+    if not isinstance(node.op, Quantize) or any(t is None for t in given):
+        return None
+    return [constant(node.op.reference(*(t for t in given if t is not None)), node.outputs[0].name)]
+
+
+def _cast(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """A pair's result is rounded once, to the dtype that is wanted."""
+    before = seen.producer(node.inputs[0]) if isinstance(node.op, Cast) else None
+    if before is None or not isinstance(before.op, Dequantize) or not node.outputs[0].type.dtype.is_floating_point:
+        return None
+    if before.op.dtype not in (torch.float32, torch.float64):
+        return None
+    return [replace(before.op, dtype=node.outputs[0].type.dtype)(*before.inputs)]
+
+
+def _move_before(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """What moves elements about moves integers: a product finds them behind it."""
+    before = seen.producer(node.inputs[0]) if type(node.op).__name__ in MOVES else None
+    if before is None or not isinstance(before.op, Dequantize) or before.op.axis is not None:
+        return None
+    return [before.op(node.op(before.inputs[0]), *before.inputs[1:])]
+
+
+def _move_after(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """A kernel quantizes what it writes, if nothing but moves follows it."""
+    before = seen.producer(node.inputs[0]) if isinstance(node.op, Quantize) and node.op.axis is None else None
+    if before is None or type(before.op).__name__ not in MOVES - {"Slice"} or seen.uses(node.inputs[0]) > 1:
+        return None
+    return [before.op(node.op(before.inputs[0], *node.inputs[1:]))]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What a value stands for: (q - zero_point) * scale. scale, zero_point: one number, or one a channel along `axis`."""
+
+    q: Value
+    scale: Tensor
+    zero_point: Tensor | None
+    axis: int | None
+
+
+def _integers(value: Value, seen: Seen) -> Integers | None:
+    node = seen.producer(value)
+    if node is None or not isinstance(node.op, Dequantize):
+        return None
+    scale = seen.constant(node.inputs[1])
+    zero = seen.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    known = scale is not None and (zero is not None or len(node.inputs) == 2)
+    return Integers(node.inputs[0], scale, zero, node.op.axis) if known and scale is not None else None
+
+
+def _product(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """A linear layer or a 1×1 convolution of two pairs."""
+    kind = type(node.op).__name__
+    if kind not in ("Linear", "Convolution") or (kind == "Convolution" and not _is_pointwise_convolution(node)):
+        return None
+    x, w = (_integers(v, seen) for v in node.inputs[:2])
+    bias = seen.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if x is None or w is None or x.axis is not None or w.axis not in (None, 0) or (bias is None and len(node.inputs) > 2):
+        return None
+    weight = seen.constant(w.q)
+    if weight is None or w.zero_point is not None or node.outputs[0].type.dtype == torch.float64:
+        return None
+    op: Any = node.op
+    main = IntegerLinear() if kind == "Linear" else IntegerConvolution(op.stride, op.padding, op.dilation, op.groups)
+    try:
+        main.infer(x.q.type, w.q.type)
+    except Unsupported:
+        return None
+    channels = (-1, *[1] * (weight.dim() - 2))  # of the result, from the right
+    y = main(x.q, w.q)
+    if x.zero_point is not None:
+        share = weight.flatten(1).sum(1, dtype=torch.int32) * x.zero_point.to(torch.int32)
+        y = Binary("sub")(y, constant(share.reshape(channels), "zero_point_share"))
+    scale = (x.scale * w.scale).expand(weight.shape[0]).reshape(channels)
+    y = Binary("mul")(Cast(torch.float32)(y), constant(scale.contiguous(), "scale"))
+    if bias is not None:
+        y = Binary("add")(y, constant(bias.float().reshape(channels), "bias"))
+    wanted = node.outputs[0].type.dtype
+    return [y if wanted == torch.float32 else Cast(wanted)(y)]
+
+
+def _is_pointwise_convolution(node: Node) -> bool:
+    op: Any = node.op
+    plain = op.groups == 1 and not any(map(any, op.padding)) and set(node.inputs[1].type.shape[2:]) == {1}
+    return plain and node.inputs[0].type.rank == 4
+
+
+def _of_weights(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """Weights of what is computed in floating numbers are those."""
+    given = [seen.constant(v) for v in node.inputs]
+    if not isinstance(node.op, Dequantize) or any(t is None for t in given):
+        return None
+    return [constant(node.op.reference(*(t for t in given if t is not None)), node.outputs[0].name)]
+
+
+def _per_channel(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """Scales of channels are operands, which broadcast; what is left has one scale."""
+    op = node.op
+    if not isinstance(op, (Quantize, Dequantize)) or op.axis is None or len(node.inputs) > 2:
+        return None
+    x, given = node.inputs
+    scale = seen.constant(given)
+    if scale is None or node.inputs[0].type.dtype == torch.float64:
+        return None
+    spread = (-1, *[1] * (x.type.rank - 1 - op.axis))
+    if isinstance(op, Quantize):
+        wide = x if x.type.dtype == torch.float32 else Cast(torch.float32)(x)
+        scaled = Binary("mul")(wide, constant((1.0 / scale).reshape(spread), "scale"))
+        return [replace(op, axis=None)(scaled, constant(torch.tensor(1.0), "one"))]
+    y = Binary("mul")(Cast(torch.float32)(x), constant(scale.reshape(spread), "scale"))
+    return [y if op.dtype == torch.float32 else Cast(op.dtype)(y)]
+
+
+def _for_each_user(graph: Graph) -> Graph:
+    """Each pointwise user dequantizes for itself, in its own kernel: integers are what is read several times."""
+    users = graph.users()
+    nodes = list[Node]()
+    own: dict[tuple[Node, Value], Value] = {}
+    for node in graph.nodes:
+        nodes.append(Node(node.op, tuple(own.get((node, v), v) for v in node.inputs), node.outputs, node.origin))
+        if not isinstance(node.op, Dequantize):
+            continue
+        (y,) = node.outputs
+        after = list(dict.fromkeys(users[y]))
+        for index, user in enumerate(after[1:]):
+            if is_pointwise(user):
+                own[user, y] = Value(f"{y.name}.for{index}", y.type)
+                nodes.append(Node(node.op, node.inputs, (own[user, y],), node.origin))
+    return replace(graph, nodes=tuple(nodes))
