@@ -140,7 +140,8 @@ def test_pt2e_ops() -> None:
         w = ops.dequantize_per_channel.default(integers, scales, points, 0, -127, 127, torch.int8)
         x = torch.nn.functional.linear(x, w)
         x = ops.quantize_per_tensor.tensor(x, scale, point, -128, 127, torch.int8)
-        return ops.dequantize_per_tensor.tensor(x, scale, point, -128, 127, torch.int8)
+        y: Tensor = ops.dequantize_per_tensor.tensor(x, scale, point, -128, 127, torch.int8)
+        return y
 
     x = rand(9, 5)
     graph = OpCase(network, x).graph()

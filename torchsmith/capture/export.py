@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from torchsmith.capture import diagnose
 from torchsmith.capture.fits import misfit
 from torchsmith.capture.private import device_of, private_copy
+from torchsmith.capture.ranges import check_ranges, fixed_ranges
 from torchsmith.capture.smallest import check_smallest
 from torchsmith.capture.torchscript import Scripted, has_scripts, replace_scripts
 from torchsmith.capture.training import check_inference
@@ -75,8 +76,10 @@ def capture(module: Any, inputs: ExampleInputs | None = None, config: CaptureCon
     inputs = inputs.on(device_of(module))
     traced = traceable(module)
     signature = diagnose.check_call(module, traced, inputs)
-    program = export(traced, inputs, config.strict and not isinstance(module, torch.jit.ScriptModule), module)
+    with fixed_ranges(traced) as traceable_now:
+        program = export(traceable_now, inputs, config.strict and not isinstance(module, torch.jit.ScriptModule), module)
     check_inference(program, traced.training)
+    check_ranges(program)
     return Captured(program, inputs, signature)
 
 
@@ -193,6 +196,7 @@ def _accepted(module: Any) -> nn.Module:
 def _captured_already(program: ExportedProgram, inputs: ExampleInputs) -> Captured:
     """The user's own exported program. Raises InvalidInput where inputs were given that it does not take."""
     check_inference(program, training=True)
+    check_ranges(program)
     given = inputs.args or inputs.kwargs
     if given:
         for field in ("min", "opt", "max"):

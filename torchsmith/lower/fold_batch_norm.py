@@ -1,7 +1,8 @@
 """Scales and shifts per channel go into the weights before or after them: batch norm, affine layers, layer scale.
 
 A convolution, a transposed convolution or a linear layer takes in what follows it; a linear layer, or a convolution whose
-padding does not see the shift, also what precedes it. The arithmetic is done in float64 and rounded once.
+padding does not see the shift, also what precedes it. The arithmetic is done in float64 and rounded once. Where training has
+fake-quantized a weight, its steps are scaled instead.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchsmith.convert import parameters_of
 from torchsmith.lower.editing import Lowering, argument, calls, lift, same_type, set_argument, settled, substitute
+from torchsmith.lower.quantized_weights import placed, quantized_weight
 from torchsmith.lower.remove_noops import permutation
 
 aten = torch.ops.aten
@@ -251,10 +253,27 @@ def _users(node: fx.Node) -> list[fx.Node]:
 def _scale_outputs(program: ExportedProgram, layer: fx.Node, affine: Affine, tensors: dict[str, Tensor]) -> bool:
     """Put scale and shift into the layer's weight and bias. False where those are no constants, or would overflow."""
     weight, bias = _weight(layer, tensors), _bias(layer, tensors)
-    if weight is None or bias is None:
+    if bias is None:
         return False
     scale = affine.scale.expand(_output_channels(layer))
+    if weight is None:
+        return _scale_steps(program, layer, scale, bias * scale + affine.shift, tensors)
     return _set_weights(program, layer, _scaled(weight, _along_outputs(layer, scale)), bias * scale + affine.shift, tensors)
+
+
+def _scale_steps(program: ExportedProgram, layer: fx.Node, scale: Tensor, bias: Tensor, tensors: dict[str, Tensor]) -> bool:
+    """The same for a weight that is fake-quantized. False where that is not alone the layer's, or its integers would change."""
+    node = layer.args[1]
+    assert isinstance(node, fx.Node)
+    weight = None if _is_transposed(layer) or len(node.users) > 1 else quantized_weight(node, tensors)
+    scaled = None if weight is None else weight.scaled(scale.to(weight.weight.device))
+    if scaled is None or not _set_constants(program, layer, _changed_bias(layer, bias, scaled.weight.dtype), tensors):
+        return False
+    set_argument(layer, "weight", placed(program, layer, scaled))
+    program.graph.erase_node(node)
+    # what is scaled again finds its constants here
+    tensors.update((a.name, program.constants[a.name]) for a in layer.args[1].all_input_nodes)  # type: ignore[union-attr]
+    return True
 
 
 def _scale_inputs(program: ExportedProgram, layer: fx.Node, affine: Affine, tensors: dict[str, Tensor]) -> bool:
@@ -288,9 +307,18 @@ def _bias(layer: fx.Node, tensors: dict[str, Tensor]) -> Tensor | None:
 
 
 def _set_weights(program: ExportedProgram, layer: fx.Node, weight: Tensor, bias: Tensor, tensors: dict[str, Tensor]) -> bool:
-    changes = {"weight": weight}
-    if argument(layer, "bias") is not None or bool((bias != 0).any()):
-        changes["bias"] = bias.to(weight.dtype).expand(_output_channels(layer))
+    return _set_constants(program, layer, {"weight": weight, **_changed_bias(layer, bias, weight.dtype)}, tensors)
+
+
+def _changed_bias(layer: fx.Node, bias: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The bias by its argument's name; nothing where there is none, and need not be one."""
+    if argument(layer, "bias") is None and not bool((bias != 0).any()):
+        return {}
+    return {"bias": bias.to(dtype).expand(_output_channels(layer))}
+
+
+def _set_constants(program: ExportedProgram, layer: fx.Node, changes: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
+    """Put constants in the places of arguments. False, with nothing done, where one is not finite."""
     # a sum in float64 is finite where all that is summed is
     if not all(math.isfinite(tensor.sum(dtype=torch.float64)) for tensor in changes.values()):
         return False
