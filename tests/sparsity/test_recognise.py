@@ -101,6 +101,24 @@ def test_weights_that_are_computed_from_constants() -> None:
     assert found.value not in graph.constants
 
 
+def test_fake_quantized_weights_stay_two_four() -> None:
+    class Quantized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(pruned(16, 32, dim=1))
+            self.register_buffer("scale", self.weight.detach().abs().amax(1) / 127)
+            self.register_buffer("zero", torch.zeros(16, dtype=torch.int32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.fake_quantize_per_tensor_affine(x, 0.05, 0, -128, 127)
+            weight = torch.fake_quantize_per_channel_affine(self.weight, self.scale, self.zero, 0, -127, 127)
+            return nn.functional.linear(x, weight)
+
+    graph = graph_of(Quantized(), torch.randn(2, 32))
+    (found,) = two_four_weights(graph)
+    assert found.value not in graph.constants
+
+
 def test_a_large_model_takes_no_time_to_look_at() -> None:
     model = nn.Sequential(*[nn.Linear(2048, 2048, bias=False) for _ in range(4)])
     graph = graph_of(model, torch.randn(1, 2048))
