@@ -119,6 +119,14 @@ def test_fake_quantized_weights_stay_two_four() -> None:
     assert found.value not in graph.constants
 
 
+def test_pruned_models_stay_so_through_post_training_quantization() -> None:
+    model = sparsify(nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()).eval())
+    x = [torch.randn(2, 3, 8, 8) for _ in range(3)]
+    fast = torchsmith.compile(model, inputs=[x[0]], enabled_precisions={torch.int8}, calibrator=x, min_block_size=1)
+    (segment,) = torchsmith.explain(fast).segments
+    assert (segment["two_four_weights"], segment["weights"]) == (1, 2)
+
+
 def test_a_large_model_takes_no_time_to_look_at() -> None:
     model = nn.Sequential(*[nn.Linear(2048, 2048, bias=False) for _ in range(4)])
     graph = graph_of(model, torch.randn(1, 2048))
