@@ -90,7 +90,7 @@ def _along(numbers: Tensor, axis: int | None, rank: int) -> Tensor:
 
 
 def _check(x: TensorType, scale: TensorType, zero_point: TensorType | None, dtype: torch.dtype, axis: int | None) -> None:
-    if scale.dtype != torch.float32 or scale.rank != (axis is not None):
+    if scale.dtype not in (torch.float32, torch.float64) or scale.rank != (axis is not None):
         raise Unsupported(f"quantization of {x} along {axis} with a scale of {scale}; it takes float32, one number a channel")
     if axis is not None and not (0 <= axis < x.rank and same(x.shape[axis], scale.shape[0])):
         raise Unsupported(f"quantization of {x} along dimension {axis} with {scale.shape[0]} scales")

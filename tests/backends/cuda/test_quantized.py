@@ -12,6 +12,7 @@ import torch
 import triton
 
 from torchsmith.backends.cuda import tactics
+from torchsmith.backends.cuda.accuracy import judge, references
 from torchsmith.backends.cuda.cubins import Cubin, compile_kernel
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse import fuse
@@ -20,7 +21,7 @@ from torchsmith.backends.cuda.steps import Launch
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph
-from torchsmith.ir.types import TensorType
+from torchsmith.ir.types import TensorType, type_of
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.quantize import dequantize, quantize
@@ -53,6 +54,23 @@ def compiled(m: int, k: int, n: int, arch: int, config: GemmConfig | None = None
     made = compile_kernel(step.kernel, arch)
     assert isinstance(made, Cubin), made
     return made
+
+
+def test_the_gate_allows_another_rounding_and_no_more() -> None:
+    x = torch.linspace(-20, 20, 10007)
+    with Builder() as builder:
+        given = builder.input(type_of(x))
+        graph = builder.finish([quantize(given, 0.3, None, None, -127, 127, torch.int8)])
+    body = Graph((given, *graph.constants), graph.nodes, graph.outputs)
+    wanted = references(body, [x, *graph.constants.values()])
+    right = graph.nodes[0].op.reference(x, *graph.constants.values())
+    assert isinstance(right, torch.Tensor)
+    other = right.clone()
+    other[5000] += 1
+    assert judge([right], wanted).fault is None and judge([other], wanted).fault is None
+    other[6000] += 2
+    assert judge([other], wanted).fault is not None
+    assert judge([right + (torch.arange(len(x)) % 50 == 0).to(torch.int8)], wanted).fault is not None
 
 
 def sass(made: Cubin, folder: Path) -> str:

@@ -16,6 +16,7 @@ from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.interpret import interpret
 from torchsmith.ir.widen import widened
 from torchsmith.ops.attention import Attention
+from torchsmith.ops.quantize import Quantize
 
 WORSE = 1.1  # than PyTorch's own error
 WORST_ELEMENT = 8.0  # times PyTorch's largest error of one element
@@ -24,6 +25,8 @@ FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-4, torch.
 # What rounding both operands of a product to TF32 adds, where it is allowed and PyTorch's own kernel happens not to: 3e-4 for
 # normal numbers.
 TF32_FLOOR = 4e-4
+# Of what is rounded to eight bits: of some thousand numbers that lie between two steps, one may be rounded the other way.
+QUANTIZED_FLOOR = 2e-3
 _CHUNK = 1 << 24  # elements compared at once, so that float64 copies stay small
 
 
@@ -79,6 +82,8 @@ def references(body: Graph, inputs: Sequence[Tensor], tf32: Tf32 | None = None) 
     floor = max((FLOORS.get(d, 0.25) for d in dtypes), default=0.0)
     if any(tf32.of_node(n) and not isinstance(n.op, Attention) for n in body.nodes):  # attention makes up for it
         floor = max(floor, TF32_FLOOR)
+    if any(isinstance(n.op, Quantize) for n in body.nodes):
+        floor = max(floor, QUANTIZED_FLOOR)
     try:
         wide = interpret(widened(body), [t.double() if t.is_floating_point() else t for t in inputs])
     except (torch.OutOfMemoryError, NotImplementedError):
@@ -100,6 +105,8 @@ def judge(found: Sequence[Tensor], wanted: References) -> Accuracy:
                 own.relative, f"output {index} is off by {own.relative:.2g}; PyTorch by {eager.relative:.2g}, allowed {allowed:.2g}"
             )
         most = WORST_ELEMENT * eager.worst + 16 * wanted.floor * own.greatest
+        if f.dtype in (torch.int8, torch.uint8):
+            most = max(1.0, WORST_ELEMENT * eager.worst)
         if not own.worst <= most:
             return Accuracy(
                 own.relative, f"an element of output {index} is off by {own.worst:.2g}; PyTorch by at most {eager.worst:.2g}"

@@ -182,6 +182,8 @@ class Bench:
                 storage[root] = draw(numel, generator, self.device).to(dtype)
             elif dtype == torch.bool:
                 storage[root] = torch.rand(numel, generator=generator, device=self.device) < 0.9
+            elif dtype == torch.int8:  # what was quantized: no index
+                storage[root] = torch.randint(-128, 128, (numel,), generator=generator, device=self.device, dtype=dtype)
             else:
                 limit = index_limit(self.body, bound[value])
                 storage[root] = torch.randint(limit, (numel,), generator=generator, device=self.device, dtype=dtype)

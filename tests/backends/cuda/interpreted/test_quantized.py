@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tests.backends.cuda.simulated import stepped
+from tests.backends.cuda.simulated import check, stepped
 from torchsmith.backends.cuda.steps import Launch
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
 from torchsmith.backends.cuda.tactics.gemm_int8 import GemmInt8Template
@@ -201,6 +202,65 @@ def test_configurations(config: GemmConfig, rows: int, k: int, n: int, monkeypat
     found, wanted, names = kernels(lambda b, x: pair(linear(b, pair(x, 0.0625, 3), n), 0.5), torch.randn(rows, k))
     main = ["gemm", "gemm_sum"] if config.split_k > 1 else ["gemm_persistent" if config.programs else "gemm"]
     assert names == ["pointwise", *main, "pointwise"][: len(names)] and torch.equal(found, wanted)
+
+
+# ---- modules --------------------------------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """With its weight rounded to int8 for each output channel."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("scale", layer.weight.detach().flatten(1).abs().amax(1) / 127)
+        self.register_buffer("zero_point", torch.zeros(layer.weight.shape[0], dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = torch.fake_quantize_per_channel_affine(self.layer.weight, self.scale, self.zero_point, 0, -127, 127)
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, w, self.layer.bias)
+        return F.conv2d(x, w, self.layer.bias, self.layer.stride, self.layer.padding, 1, self.layer.groups)
+
+
+def signed(x: Tensor, scale: float) -> Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, scale, 0, -128, 127)
+
+
+def unsigned(x: Tensor, scale: float) -> Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, scale, 0, 0, 255)
+
+
+class Bottleneck(nn.Module):
+    """A residual block, a strided convolution, a depthwise one, pooling, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.wide, self.leave = (
+            Layer(nn.Conv2d(*c, padding=c[2] // 2)) for c in ((32, 16, 1), (16, 16, 3), (16, 32, 1))
+        )
+        self.down, self.depthwise = Layer(nn.Conv2d(32, 24, 1, stride=2)), Layer(nn.Conv2d(24, 24, 3, padding=1, groups=24))
+        self.head = Layer(nn.Linear(24, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = signed(x, 0.03)
+        y = unsigned(self.enter(x).relu(), 0.01)
+        y = signed(self.leave(unsigned(self.wide(y).relu(), 0.01)), 0.01)
+        x = unsigned((x + y).relu(), 0.02)
+        x = unsigned(self.depthwise(unsigned(self.down(x).relu(), 0.02)).relu(), 0.02)
+        z: Tensor = self.head(signed(x.mean((2, 3)), 0.01))
+        return z
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_residual_block(dtype: torch.dtype) -> None:
+    found = check(Bottleneck(), torch.randn(2, 32, 6, 6), dtype=dtype, limit=1.5)
+    assert found.kernels == ["pointwise", "gemm", "convolution", "gemm", "gemm", "depthwise", "reduce", "gemm"]
+    integers = [v.type.dtype for s in found.steps if isinstance(s, Launch) for v in s.writes].count(torch.int8)
+    assert integers == 4
 
 
 # ---- what stays as it is --------------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ def dequantizing(
         for n in nodes
         if type(n.op).__name__ == "Dequantize"
         and n not in owned
+        and n not in members
         and n.outputs[0] in wanted - outputs
         and n.outputs[0] not in members[0].inputs
         and is_pointwise(n)
