@@ -100,6 +100,7 @@ def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where
     from torchsmith.backends import choose
     from torchsmith.capture import split
     from torchsmith.inputs import Device, resolve
+    from torchsmith.quantize.post_training import no_calibrator
     from torchsmith.report import report_of_parts
     from torchsmith.runtime.hybrid import CompiledPart, HybridScript
     from torchsmith.runtime.places import place_of, stays
@@ -110,6 +111,7 @@ def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where
         found = stage("split", split, module, examples, why, config)
     backend, target = choose(config.backend, asked or found.device, config.target)
     stays(place_of(target, found.device, asked), why)
+    no_calibrator(config.quantize, why)
     compiled = [(part.path, whole(part.captured.program, resolve(), config, device)) for part in found.parts]
     reports = [(path, module.report) for path, module in compiled]
     record = report_of_parts(found.name, why, reports, backend, target, config, time.perf_counter() - started)

@@ -69,6 +69,12 @@ def quantize(lowered: Lowered, config: QuantizeConfig) -> Quantized:
     return Quantized(settled(program), calibration)
 
 
+def no_calibrator(config: QuantizeConfig, why: Exception) -> None:
+    """Raise InvalidOption where a model that is compiled in parts, for the reason given, should be calibrated as a whole."""
+    if config.calibrator is not None:
+        raise InvalidOption(f"only a model that is one program can be calibrated, and this one is not: {why}")
+
+
 def is_marked(program: ExportedProgram) -> bool:
     """Whether quantization-aware training, or another tool, has put quantize ops into the program."""
     targets = (getattr(node.target, "_schema", None) for node in program.graph.nodes if node.op == "call_function")
