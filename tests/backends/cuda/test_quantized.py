@@ -23,12 +23,14 @@ from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.types import TensorType, type_of
 from torchsmith.ops.binary import Binary
+from torchsmith.ops.convolution import Convolution
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.quantize import dequantize, quantize
 from torchsmith.ops.unary import Unary
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="one process cannot interpret and compile")
 
+COPIES = r"LDGSTS\.E\.BYPASS\S*\.128"
 TENSOR_CORES = {80: r"IMMA\.\d+\.S8\.S8", 90: r"IGMMA\.\d+x\d+x32\.S8\.S8", 100: r"IMMA\.\d+\.S8\.S8|UTCIMMA"}
 
 
@@ -44,11 +46,24 @@ def residual(m: int, k: int, n: int) -> Graph:
         return builder.finish([quantize(z, 0.2, None, None, -127, 127, torch.int8)])
 
 
-def compiled(m: int, k: int, n: int, arch: int, config: GemmConfig | None = None) -> Cubin:
-    graph = fuse(residual(m, k, n))
-    (node,) = graph.nodes
+def neighbours(size: int, channels: int) -> Graph:
+    """A 3×3 convolution of int8 between two 1×1 ones."""
+    with Builder() as builder:
+        y = builder.input(TensorType((8, channels, size, size), torch.int8))
+        for taps in (1, 3, 1):
+            weight = builder.constant(torch.randint(-127, 128, (channels, channels, taps, taps), dtype=torch.int8))
+            given = dequantize(y, 0.05, None, None, torch.float32), dequantize(weight, 0.01, None, None, torch.float32)
+            z = Unary("relu")(Convolution((1, 1), ((taps // 2, taps // 2),) * 2, (1, 1), 1)(*given))
+            y = quantize(z, 0.2, None, None, -127, 127, torch.int8)
+        return builder.finish([y])
+
+
+def compiled(graph: Graph, kind: str, template: str, arch: int, config: GemmConfig | None = None) -> Cubin:
+    """The first node of that kind. config: None for the best guess."""
+    graph = fuse(graph)
+    node = next(n for n in graph.nodes if getattr(n.op, "kind", "") == kind)
     e = Emission(node, place(graph), Packed(graph.constants))
-    chosen = tactics.template("gemm_int8")
+    chosen = tactics.template(template)
     chosen.emit(e, config or chosen.configs(e)[0])
     (step,) = [s for s in e.steps if isinstance(s, Launch)]
     made = compile_kernel(step.kernel, arch)
@@ -84,6 +99,20 @@ def sass(made: Cubin, folder: Path) -> str:
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_tensor_cores_multiply_int8(arch: int, tmp_path: Path) -> None:
-    text = sass(compiled(4096, 768, 768, arch, GemmConfig(64, 128, 64, 4, 3)), tmp_path)
+    made = compiled(residual(4096, 768, 768), "gemm_int8", "gemm_int8", arch, GemmConfig(64, 128, 64, 4, 3))
+    text = sass(made, tmp_path)
     assert re.search(TENSOR_CORES[arch], text)
+    assert "STL" not in text and "LDL" not in text  # no register is spilled
+    assert re.search(COPIES, text)  # 16 bytes at a time to shared memory
+
+
+def test_convolutions_multiply_int8(tmp_path: Path) -> None:
+    text = sass(compiled(neighbours(28, 128), "convolution_int8", "convolution", 90), tmp_path)
+    assert re.search(TENSOR_CORES[90], text) and re.search(COPIES, text)
     assert "STL" not in text and "LDL" not in text
+
+
+def test_few_rows(tmp_path: Path) -> None:
+    """Blocks of 16 rows have no warp-group products."""
+    text = sass(compiled(residual(8, 768, 768), "gemm_int8", "gemm_int8", 90), tmp_path)
+    assert re.search(TENSOR_CORES[80], text)

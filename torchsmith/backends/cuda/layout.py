@@ -119,7 +119,7 @@ def is_view(node: Node, placed: Placed) -> bool:
 # ---- concatenation --------------------------------------------------------------------------------------------------------
 
 # Fused nodes, and ops alone, whose kernels write through whatever strides the output has.
-STRIDED_KINDS = frozenset({"gemm", "gemm_int8", "convolution", "depthwise", "pool", "pointwise"})
+STRIDED_KINDS = frozenset({"gemm", "gemm_int8", "convolution", "convolution_int8", "depthwise", "pool", "pointwise"})
 STRIDED_OPS = frozenset({"Convolution", "Linear", "MatMul", "MaxPool", "AvgPool", "AdaptiveAvgPool", "Resize", "Pad", "Tile"})
 _ALIGNED_BYTES = 16  # a kernel stores whole vectors only at multiples of its vector
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.backends.cuda.simulated import check, stepped
+from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.tactics.convolution import ConvolutionConfig, ConvolutionTemplate
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
 from torchsmith.backends.cuda.tactics.gemm_int8 import GemmInt8Template
 from torchsmith.ir.builder import Builder
@@ -174,6 +176,54 @@ def test_convolution(stride: int) -> None:
     assert names.count("gemm") == 2 and len(names) == 3 and torch.equal(found, wanted)
 
 
+def convolved(channels: int, filters: int, taps: int, stride: int, padding: int, zero_point: int) -> Net:
+    """A 1×1 convolution, and one of `taps` by `taps` of what it gives."""
+
+    def net(builder: Builder, x: Value) -> Value:
+        first = weight(builder, weights(channels, 16, 1, 1), 2.0**-7)
+        x = Convolution((1, 1), ((0, 0), (0, 0)), (1, 1), 1)(pair(x, 0.0625), first)
+        w = weight(builder, weights(filters, channels, taps, taps), 2.0 ** -(torch.arange(filters) % 5 + 4).float())
+        given = pair(Unary("relu")(x), 0.25, zero_point, torch.uint8 if zero_point == 0 else torch.int8), w
+        sides = ((padding, padding), (padding, padding + 1))
+        y: Value = Convolution((stride, stride), sides, (1, 1), 1)(*given, builder.constant(torch.ones(filters)))
+        return pair(Unary("relu")(y), 0.5)
+
+    return net
+
+
+@pytest.mark.parametrize("zero_point", [0, 9])
+@pytest.mark.parametrize(("channels", "taps", "stride", "padding"), [(16, 3, 1, 1), (35, 3, 2, 1), (64, 2, 1, 0)])
+def test_convolution_of_neighbours(channels: int, taps: int, stride: int, padding: int, zero_point: int) -> None:
+    found, wanted, names = kernels(convolved(channels, 40, taps, stride, padding, zero_point), torch.randn(2, 16, 5, 7))
+    assert names == ["pointwise", "gemm", "convolution"] and torch.equal(found, wanted)
+
+
+CONVOLUTIONS = [
+    ConvolutionConfig(16, 32, 32, 2, 2),
+    ConvolutionConfig(32, 16, 64, 4, 3),
+    ConvolutionConfig(16, 32, 32, 2, 2, split=4),
+]
+
+
+@pytest.mark.parametrize("config", CONVOLUTIONS, ids=str)
+def test_configurations_of_convolutions(config: ConvolutionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ConvolutionTemplate, "configs", lambda self, e: [config])
+    found, wanted, names = kernels(convolved(40, 24, 3, 1, 1, 0), torch.randn(2, 16, 5, 7))
+    assert names[2:] == ["convolution", *(["sum_parts"] if config.split > 1 else [])] and torch.equal(found, wanted)
+
+
+def test_few_channels_stay_floating() -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        w = weight(builder, weights(16, 3, 3, 3), 2.0**-6)
+        y: Value = Convolution((2, 2), ((1, 1), (1, 1)), (1, 1), 1)(pair(x, 0.0625), w)
+        return y
+
+    graph = fuse(graph_of(net, torch.zeros(1, 3, 8, 8)))
+    assert not any("Integer" in str(node.op) for node in graph.nodes)
+    found, wanted, _ = kernels(net, torch.randn(1, 3, 8, 8))
+    assert torch.equal(found, wanted)
+
+
 def test_what_moves_elements_moves_integers() -> None:
     def net(builder: Builder, x: Value) -> Value:
         y = linear(builder, pair(x, 0.0625), 48)
@@ -260,7 +310,7 @@ def test_residual_block(dtype: torch.dtype) -> None:
     found = check(Bottleneck(), torch.randn(2, 32, 6, 6), dtype=dtype, limit=1.5)
     assert found.kernels == ["pointwise", "gemm", "convolution", "gemm", "gemm", "depthwise", "reduce", "gemm"]
     integers = [v.type.dtype for s in found.steps if isinstance(s, Launch) for v in s.writes].count(torch.int8)
-    assert integers == 4
+    assert integers == 5
 
 
 # ---- what stays as it is --------------------------------------------------------------------------------------------------

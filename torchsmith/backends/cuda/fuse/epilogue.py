@@ -12,7 +12,9 @@ from torchsmith.ir.graph import Graph, Node, Value
 MAX_NODES = 16
 MAX_REGION = 6  # between a value that is used twice and where its uses meet again
 SCALED = frozenset({"Quantize", "Dequantize"})
-LOADING = frozenset({"gemm", "gemm_int8", "convolution", "depthwise"})  # kinds whose epilogues may start with what they load
+LOADING = frozenset(
+    {"gemm", "gemm_int8", "convolution", "convolution_int8", "depthwise"}
+)  # kinds whose epilogues may start with what they load
 
 
 def epilogue(graph: Graph) -> Graph:
@@ -107,8 +109,10 @@ def kind_of(node: Node) -> str | None:
         return op.kind
     if name in ("Linear", "MatMul"):
         return "gemm"
-    if name in ("IntegerLinear", "IntegerConvolution"):
+    if name == "IntegerLinear":
         return "gemm_int8"
+    if name == "IntegerConvolution":
+        return "gemm_int8" if reads_pixels_alone(node) else "convolution_int8"
     if name == "Convolution":
         return convolution_kind(node)
     return MAINS.get(name)
@@ -128,5 +132,11 @@ def convolution_kind(node: Node) -> str:
     groups, channels = op.groups, x.type.shape[1]  # type: ignore[attr-defined]
     if groups > 1 and same(channels, groups) and same(weight.type.shape[0], groups):
         return "depthwise"
-    pointwise = set(op.stride) == {1} and groups == 1 and set(weight.type.shape[2:]) == {1} and not any(map(any, op.padding))  # type: ignore[attr-defined]
+    pointwise = set(op.stride) == {1} and reads_pixels_alone(node)  # type: ignore[attr-defined]
     return "gemm" if pointwise and x.type.rank == 4 else "convolution"
+
+
+def reads_pixels_alone(node: Node) -> bool:
+    """Whether a convolution's kernel is 1×1, of one group and without padding; it may have a stride."""
+    op, weight = node.op, node.inputs[1]
+    return op.groups == 1 and set(weight.type.shape[2:]) == {1} and not any(map(any, op.padding))  # type: ignore[attr-defined]

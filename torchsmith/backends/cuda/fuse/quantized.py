@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.backends.cuda.fuse.rules import apply
-from torchsmith.backends.cuda.integers import IntegerConvolution, IntegerLinear
+from torchsmith.backends.cuda.integers import LEAST_CHANNELS, IntegerConvolution, IntegerLinear
 from torchsmith.backends.cuda.program import is_pointwise
 from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import constant
@@ -24,6 +24,7 @@ from torchsmith.ir.rewrite import Seen
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
+from torchsmith.ops.permute import Permute
 from torchsmith.ops.quantize import Dequantize, Quantize
 
 MOVES = frozenset({"Reshape", "Permute", "Slice", "Expand"})
@@ -131,9 +132,8 @@ def _integers(value: Value, seen: Seen) -> Integers | None:
 
 
 def _product(node: Node, seen: Seen) -> Sequence[Value] | None:
-    """A linear layer or a 1×1 convolution of two pairs."""
-    kind = type(node.op).__name__
-    if kind not in ("Linear", "Convolution") or (kind == "Convolution" and not _is_pointwise_convolution(node)):
+    """A linear layer or a convolution of two pairs."""
+    if type(node.op).__name__ not in ("Linear", "Convolution"):
         return None
     x, w = (_integers(v, seen) for v in node.inputs[:2])
     bias = seen.constant(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -142,17 +142,14 @@ def _product(node: Node, seen: Seen) -> Sequence[Value] | None:
     weight = seen.constant(w.q)
     if weight is None or w.zero_point is not None or node.outputs[0].type.dtype == torch.float64:
         return None
-    op: Any = node.op
-    main = IntegerLinear() if kind == "Linear" else IntegerConvolution(op.stride, op.padding, op.dilation, op.groups)
-    try:
-        main.infer(x.q.type, w.q.type)
-    except Unsupported:
+    main = _integer_op(node)
+    share = None if main is None else _share(main, x, weight)
+    if main is None or (share is None and x.zero_point is not None):
         return None
     channels = (-1, *[1] * (weight.dim() - 2))  # of the result, from the right
     y = main(x.q, w.q)
-    if x.zero_point is not None:
-        share = weight.flatten(1).sum(1, dtype=torch.int32) * x.zero_point.to(torch.int32)
-        y = Binary("sub")(y, constant(share.reshape(channels), "zero_point_share"))
+    if share is not None:
+        y = Binary("sub")(y, share)
     scale = (x.scale * w.scale).expand(weight.shape[0]).reshape(channels)
     y = Binary("mul")(Cast(torch.float32)(y), constant(scale.contiguous(), "scale"))
     if bias is not None:
@@ -161,10 +158,38 @@ def _product(node: Node, seen: Seen) -> Sequence[Value] | None:
     return [y if wanted == torch.float32 else Cast(wanted)(y)]
 
 
-def _is_pointwise_convolution(node: Node) -> bool:
+def _integer_op(node: Node) -> IntegerLinear | IntegerConvolution | None:
+    """The product of int8 in the place of a node; None where there is no kernel for it."""
     op: Any = node.op
-    plain = op.groups == 1 and not any(map(any, op.padding)) and set(node.inputs[1].type.shape[2:]) == {1}
-    return plain and node.inputs[0].type.rank == 4
+    weight = node.inputs[1].type
+    main: IntegerLinear | IntegerConvolution = IntegerLinear()
+    if type(op).__name__ == "Convolution":
+        if op.groups != 1 or weight.rank != 4 or weight.shape[1] < LEAST_CHANNELS:
+            return None
+        main = IntegerConvolution(op.stride, op.padding, op.dilation, op.groups)
+    try:
+        main.infer(*(v.type.with_dtype(torch.int8) for v in node.inputs[:2]))
+    except Unsupported:
+        return None
+    return main
+
+
+def _share(main: IntegerLinear | IntegerConvolution, x: Integers, weight: Tensor) -> Value | None:
+    """What the zero point adds to the sums: one number a channel, or one a pixel where some see padding, which stands for 0.
+
+    None where there is none, and where it is not known.
+    """
+    if x.zero_point is None:
+        return None
+    if isinstance(main, IntegerLinear) or not any(map(any, main.padding)):
+        share = weight.flatten(1).sum(1, dtype=torch.int32) * x.zero_point.to(torch.int32)
+        return constant(share.reshape(-1, *[1] * (weight.dim() - 2)), "zero_point_share")
+    sizes = x.q.type.shape[1:]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    share = main.reference(x.zero_point.expand(1, *sizes), weight)
+    last: Value = Permute((0, 3, 1, 2))(constant(share.movedim(1, -1).contiguous(), "zero_point_share"))  # channels-last
+    return last
 
 
 def _of_weights(node: Node, seen: Seen) -> Sequence[Value] | None:

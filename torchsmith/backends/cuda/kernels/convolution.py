@@ -2,6 +2,7 @@
 
 y[m, k] = epilogue(sum over taps t and channels c of x[pixel of m under t, c] * w[k, t, c]); m counts (picture, row, column) of
 the output. A long sum over few pixels is split over blocks: each writes its part in float32, and `sum_parts` adds them in order.
+Products of int8 are summed in int32.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
@@ -67,7 +68,7 @@ def convolution(
     h = pixel // OW * STRIDE_H - PAD_H
     v = pixel % OW * STRIDE_W - PAD_W
     x_tile = x + (image * x_image + h * x_row + v * x_pixel)[:, None] + group * C + ks[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     wait_for_inputs(PDL)
     for index in range(0, PER_PART):
         step = first + index
@@ -111,7 +112,7 @@ def sum_parts(
     mask = row_mask & col_mask
     wait_for_inputs(PDL)
     let_next_start(PDL)
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), parts.dtype.element_ty)
     for part in tl.static_range(SPLIT):
         acc += tl.load(parts + part * M * N + rows * N + cols, mask=mask, other=0.0)
     acc = EPILOGUE(acc, rows, cols, row_mask, col_mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)

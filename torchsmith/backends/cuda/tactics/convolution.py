@@ -95,7 +95,7 @@ class Problem:
 
 class ConvolutionTemplate:
     name = "convolution"
-    kinds = frozenset({"convolution", "Convolution"})
+    kinds = frozenset({"convolution", "convolution_int8", "Convolution", "IntegerConvolution"})
     config_type = ConvolutionConfig
 
     def configs(self, e: Emission) -> Sequence[ConvolutionConfig]:
@@ -110,11 +110,11 @@ class ConvolutionTemplate:
         if channels < LEAST_CHANNELS:
             raise Unsupported(f"{channels} channels a group; it takes {LEAST_CHANNELS} and more")
         m = e.likely(p.pixels, 1 << 14)
-        taps, fp32 = p.kernel[0] * p.kernel[1], p.x.type.dtype == torch.float32
-        shapes = SHAPES if not fp32 else SHAPES_FP32 if e.precision(p.parts.main) == "ieee" else SHAPES_TF32
+        taps, shapes = p.kernel[0] * p.kernel[1], shapes_of(e, p)
+        least = min(shape[2] for shape in shapes)
         found: list[tuple[float, ConvolutionConfig]] = []
         for bm, bn, bk, warps, stages in shapes:
-            if (bm > 16 and bm >= 2 * m) or (bn > 16 and bn >= 2 * filters) or (bk > 16 and bk >= 2 * channels):
+            if (bm > 16 and bm >= 2 * m) or (bn > 16 and bn >= 2 * filters) or (bk > least and bk >= 2 * channels):
                 continue
             steps = taps * -(-channels // bk)
             for split in SPLITS:
@@ -142,7 +142,8 @@ class ConvolutionTemplate:
             shared_by = 128 // w.type.dtype.itemsize * -(-p.pixels // config.block_m)
             lines = _up(-(-per_part * config.block_k // shared_by))
         split = config.split > 1
-        y = p.output if not split else e.temporary((config.split, p.pixels, filters * groups), torch.float32, "parts")
+        sums = torch.int32 if p.x.type.dtype == torch.int8 else torch.float32
+        y = p.output if not split else e.temporary((config.split, p.pixels, filters * groups), sums, "parts")
         common = {
             **dict(x=p.x, w=w, y=y, M=p.pixels, N=filters, C=channels, H=p.size[0], W=p.size[1], OH=p.out_size[0]),
             **dict(OW=p.out_size[1], x_image=p.strides[0], x_row=p.strides[2], x_pixel=p.strides[3]),
@@ -199,7 +200,17 @@ SHAPES_TF32 = (
     (64, 64, 64, 4, 3), (128, 32, 32, 4, 4), (64, 32, 32, 4, 5), (32, 64, 32, 4, 5), (32, 32, 32, 4, 5), (32, 32, 64, 4, 4),
     (64, 32, 16, 4, 5), (32, 32, 128, 4, 3), (64, 16, 16, 4, 5), (16, 16, 16, 2, 5),
 )  # fmt: skip
+# Tensor cores multiply twice as many int8 at once, and at least 32.
+SHAPES_INT8 = tuple((bm, bn, 2 * bk, warps, stages) for bm, bn, bk, warps, stages in SHAPES)
 SPLITS = (1, 2, 3, 4, 6, 9, 12, 18)
+
+
+def shapes_of(e: Emission, p: Problem) -> tuple[tuple[int, int, int, int, int], ...]:
+    """(block_m, block_n, block_k, num_warps, num_stages) that are tried for operands of that dtype."""
+    dtype = p.x.type.dtype
+    if dtype == torch.float32:
+        return SHAPES_FP32 if e.precision(p.parts.main) == "ieee" else SHAPES_TF32
+    return SHAPES_INT8 if dtype == torch.int8 else SHAPES
 
 
 def cost(c: ConvolutionConfig, m: int, filters: int, groups: int, steps: int, itemsize: int) -> float:
@@ -228,13 +239,13 @@ def cost(c: ConvolutionConfig, m: int, filters: int, groups: int, steps: int, it
 
 def problem_of(e: Emission) -> Problem:
     """The node as a convolution. Raises Unsupported where no template of ours takes it."""
-    parts = parts_of(e.node, "Convolution")
+    parts = parts_of(e.node, "Convolution", "IntegerConvolution")
     main, output = parts.main, parts.outputs[0]
     op: Any = main.op
     if len(parts.outputs) > 1:
         raise Unsupported("the node has several outputs")
     x, weight = main.inputs[:2]
-    if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.int8):
         raise Unsupported(f"a convolution of {x.type.dtype}")
     if x.type.rank not in (3, 4):
         raise Unsupported("a convolution in three dimensions")
