@@ -18,10 +18,12 @@ from torchsmith.lower.fold_constants import fold_constants
 from torchsmith.lower.functionalize import functionalize
 from torchsmith.lower.inline_regions import inline_regions
 from torchsmith.lower.remove_noops import remove_noops
+from torchsmith.lower.whole_fake_quantize import whole_fake_quantize
 
 PASSES: tuple[Callable[[ExportedProgram, Lowering], ExportedProgram], ...] = (
     inline_regions,  # first, so that the others see every op
     functionalize,
+    whole_fake_quantize,
     remove_noops,
     fold_constants,  # before fold_batch_norm, whose scales may be reshaped parameters
     fold_batch_norm,  # before decompose, which would take normalisations apart
