@@ -15,6 +15,7 @@ from torchsmith.ir.types import TensorType
 from torchsmith.ir.verify import verify
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.linear import Linear
+from torchsmith.ops.quantize import Dequantize, Quantize
 from torchsmith.ops.registry import load_all
 from torchsmith.quantize import precision
 from torchsmith.quantize.policy import FOLLOWING, ROLES
@@ -123,3 +124,20 @@ def test_masks_stay_finite() -> None:
     (given,) = interpret(reduced, case.inputs)
     assert torch.isfinite(given).all()
     assert relative_error(given, masked(*case.inputs)) < 1e-2
+
+
+def test_pairs_take_what_reaches_them_keep_their_scales_and_give_the_reduced_dtype() -> None:
+    with Builder() as b:
+        x, v, w, s = (b.input(TensorType(size, F32)) for size in ((2, 4), (4, 4), (3, 4), (2, 4)))
+        step, steps = b.constant(torch.tensor(0.02)), b.constant(torch.full((3,), 0.01))
+        pair = Dequantize(F32)(Quantize(torch.int8, -128, 127)(Linear()(x, v), step), step)
+        weight = Dequantize(F32, 0)(Quantize(torch.int8, -127, 127, 0)(w, steps), steps)
+        kept = Dequantize(F32)(Quantize(torch.int8, -128, 127)(s, step), step)
+        graph = b.finish([Linear()(pair, weight), kept])
+    reduced = reduce_precision(graph, BF16)
+    verify(reduced, "quantize")
+    assert {t.dtype for t in reduced.constants.values()} == {F32}
+    assert {n.outputs[0].type.dtype for n in reduced.nodes if isinstance(n.op, Dequantize)} == {BF16}
+    inputs = [rand(2, 4), rand(4, 4), rand(3, 4), rand(2, 4)]
+    for given, wanted in zip(interpret(reduced, inputs), interpret(graph, inputs), strict=True):
+        assert relative_error(given, wanted) < 2e-2
