@@ -21,8 +21,10 @@ from torchsmith.ir.interpret import interpret
 from torchsmith.ir.types import type_of
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
+from torchsmith.ops.concat import Concat
 from torchsmith.ops.convolution import Convolution
 from torchsmith.ops.linear import Linear
+from torchsmith.ops.pool import MaxPool
 from torchsmith.ops.quantize import dequantize, fake_quantize, quantize
 from torchsmith.ops.reshape import Reshape
 from torchsmith.ops.unary import Unary
@@ -66,6 +68,11 @@ def linear(builder: Builder, x: Value, n: int, bias: bool = True) -> Value:
     if bias:
         given.append(builder.constant(torch.arange(n).float() / 8))
     y: Value = Linear()(x, *given)
+    return y
+
+
+def one_by_one(x: Value, w: Value) -> Value:
+    y: Value = Convolution((1, 1), ((0, 0), (0, 0)), (1, 1), 1)(x, w)
     return y
 
 
@@ -232,6 +239,20 @@ def test_what_moves_elements_moves_integers() -> None:
 
     found, wanted, names = kernels(net, torch.randn(21, 40))
     assert names == ["pointwise", "gemm", "gemm"] and torch.equal(found, wanted)
+
+
+def test_pools_and_concatenations_give_integers() -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        first, second = (weight(builder, weights(32, 16, 1, 1).roll(i, 0), 2.0**-7) for i in range(2))
+        x = pair(x, 0.0625)
+        parts = [pair(Unary("relu")(one_by_one(x, w)), 0.25, 0, torch.uint8) for w in (first, second)]
+        pooled = MaxPool((3, 3), (2, 2), (1, 1), (1, 1), False)(Concat(1)(*parts))
+        return one_by_one(pooled, weight(builder, weights(24, 64, 1, 1), 2.0**-6))
+
+    graph = fuse(graph_of(net, torch.zeros(2, 16, 6, 8)))
+    found, wanted, names = kernels(net, torch.randn(2, 16, 6, 8))
+    assert torch.equal(found, wanted) and names == ["pointwise", "gemm", "gemm", "pointwise", "pool", "gemm"]
+    assert sum("Integer" in str(node.op) for node in graph.nodes) == 3
 
 
 CONFIGS = [

@@ -25,7 +25,7 @@ from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.permute import Permute
-from torchsmith.ops.quantize import Dequantize, Quantize
+from torchsmith.ops.quantize import LIMITS, Dequantize, Quantize
 
 MOVES = frozenset({"Reshape", "Permute", "Slice", "Expand"})
 OFFSET = 128  # from uint8 to int8
@@ -34,7 +34,9 @@ OFFSET = 128  # from uint8 to int8
 def quantized(graph: Graph) -> Graph:
     if not any(isinstance(node.op, (Quantize, Dequantize)) for node in graph.nodes):
         return graph
-    graph = apply(_signed(graph), [_of_constant, _cast, _move_before, _move_after, _product])
+    moving = [_of_constant, _cast, _move_before, _concatenation, _move_after]
+    graph = _after_pools(apply(_signed(graph), moving))
+    graph = apply(graph, [*moving, _product])
     return _for_each_user(apply(graph, [_of_weights, _per_channel]))
 
 
@@ -63,6 +65,27 @@ def _only_dequantized(node: Node, users: dict[Value, list[Node]], outputs: set[V
     parts = [node, *users[q]]
     known = all(v in graph.constants for n in parts for v in n.inputs[2:])
     return q not in outputs and known and all(isinstance(n.op, Dequantize) and n.inputs[0] is q for n in users[q])
+
+
+def _after_pools(graph: Graph) -> Graph:
+    """The greatest of some rounded numbers is one of them: what it is given to finds a pair again."""
+    pairs = {n.outputs[0]: n for n in graph.nodes if isinstance(n.op, Dequantize) and n.op.axis is None}
+    nodes = list[Node]()
+    for node in graph.nodes:
+        pair = pairs.get(node.inputs[0]) if type(node.op).__name__ == "MaxPool" and len(node.outputs) == 1 else None
+        if pair is None:
+            nodes.append(node)
+            continue
+        (y,) = node.outputs
+        low, high = LIMITS[pair.inputs[0].type.dtype]
+        pooled, q = Value(f"{y.name}.pooled", y.type), Value(f"{y.name}.integers", y.type.with_dtype(pair.inputs[0].type.dtype))
+        nodes += [
+            Node(node.op, node.inputs, (pooled,), node.origin),
+            Node(Quantize(q.type.dtype, low, high), (pooled, *pair.inputs[1:]), (q,), node.origin),
+            Node(pair.op, (q, *pair.inputs[1:]), (y,), node.origin),
+        ]
+        pairs[y] = nodes[-1]
+    return replace(graph, nodes=tuple(nodes))
 
 
 def _shifted(node: Node, made: dict[Value, Tensor]) -> Value:
@@ -103,6 +126,19 @@ def _move_before(node: Node, seen: Seen) -> Sequence[Value] | None:
     return [before.op(node.op(before.inputs[0]), *before.inputs[1:])]
 
 
+def _concatenation(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """Integers of one scale are concatenated as they are."""
+    if type(node.op).__name__ != "Concat":
+        return None
+    parts = [_integers(v, seen) for v in node.inputs]
+    first = parts[0]
+    if first is None or not all(p is not None and p.is_like(first) for p in parts):
+        return None
+    pair = seen.producer(node.inputs[0])
+    assert pair is not None, f"{node} concatenates what nothing gives"
+    return [pair.op(node.op(*(p.q for p in parts if p is not None)), *pair.inputs[1:])]
+
+
 def _move_after(node: Node, seen: Seen) -> Sequence[Value] | None:
     """A kernel quantizes what it writes, if nothing but moves follows it."""
     before = seen.producer(node.inputs[0]) if isinstance(node.op, Quantize) and node.op.axis is None else None
@@ -119,6 +155,13 @@ class Integers:
     scale: Tensor
     zero_point: Tensor | None
     axis: int | None
+
+    def is_like(self, other: Integers) -> bool:
+        """Whether the same integers of both are the same numbers."""
+        if self.axis is not None or other.axis is not None or self.q.type.dtype != other.q.type.dtype:
+            return False
+        zeros = [0 if p.zero_point is None else int(p.zero_point) for p in (self, other)]
+        return zeros[0] == zeros[1] and float(self.scale) == float(other.scale)
 
 
 def _integers(value: Value, seen: Seen) -> Integers | None:
