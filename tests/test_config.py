@@ -77,3 +77,10 @@ def test_a_choice_is_read_in_any_case() -> None:
 def test_ops_to_leave_to_pytorch_may_be_overloads() -> None:
     config = Config.from_options(torch_executed_ops={torch.ops.aten.add.Tensor, "aten.mul"})
     assert config.partition.torch_executed_ops == {"aten.add.Tensor", "aten.mul"}
+
+
+def test_int8_may_be_enabled_beside_floats_and_eight_bits_without_a_sign_may_not() -> None:
+    given = Config.from_options(enabled_precisions={torch.half, torch.int8})
+    assert given.quantize.enabled_precisions == {torch.float16, torch.int8}
+    with pytest.raises(InvalidOption, match=r"has torch.uint8; this version computes in .*torch\.bfloat16 and torch\.int8"):
+        Config.from_options(enabled_precisions={torch.uint8})
