@@ -15,10 +15,10 @@ from torchsmith.backends.cuda.accuracy import Accuracy
 from torchsmith.backends.cuda.cubins import Broken
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.fuse.fused import Fused, wrap
-from torchsmith.debug.progress import Progress
 from torchsmith.backends.cuda.timing import Candidate, OutOfMemory
 from torchsmith.backends.cuda.tune import Choice, Chosen, points
 from torchsmith.config import BuildConfig
+from torchsmith.debug.progress import Progress
 from torchsmith.errors import BuildError
 from torchsmith.ir.graph import Graph
 from torchsmith.target import Target

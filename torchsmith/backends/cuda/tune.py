@@ -16,13 +16,13 @@ from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.layout import View, is_view, place_node
 from torchsmith.backends.cuda.program import is_pointwise
-from torchsmith.debug.progress import Progress, progress_of
 from torchsmith.backends.cuda.signature import digest, signature
 from torchsmith.backends.cuda.steps import Kernel
 from torchsmith.backends.cuda.tactics import Tactic
 from torchsmith.backends.cuda.timing import Candidate, OutOfMemory, Timer, device_timer
 from torchsmith.backends.cuda.timing_cache import Timing, TimingCache, open_cache, tactic_text
 from torchsmith.config import BuildConfig
+from torchsmith.debug.progress import Progress, progress_of
 from torchsmith.errors import BuildError, Unsupported
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.target import Target
