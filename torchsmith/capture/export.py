@@ -102,6 +102,8 @@ def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.
             with _LOCK, _quiet(original), _settings(inputs.is_dynamic, has_scripts(module)), torch.no_grad():
                 program = torch.export.export(module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # the model's own code may raise anything; it becomes the cause of what is raised
+            if interrupted(error):
+                raise KeyboardInterrupt from error
             found = diagnose.ties(error, inputs, ties)
             if not found:
                 raise diagnose.told(error, original, inputs) from error
@@ -109,6 +111,11 @@ def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.
             continue
         check_smallest(program, module, inputs)
         return program
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether the user interrupted what failed: PyTorch's cleaning up may stumble over that, and raise something else."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or interrupted(error.__context__))
 
 
 @contextlib.contextmanager

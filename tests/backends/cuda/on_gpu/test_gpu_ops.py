@@ -62,6 +62,7 @@ def case(op: str, *inputs: Tensor, dtypes: Sequence[torch.dtype] = (F32, F16), *
     return Case(op, inputs, attributes, dtypes)
 
 
+EIGHTHS = torch.tensor([0.125, 0.25, 0.5, 0.125, 0.0625])
 X, IMAGE, LINE, VOLUME = rand(3, 5, 7), rand(2, 4, 9, 11), rand(2, 4, 13), rand(1, 2, 5, 6, 7)
 POOL2 = {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "ceil_mode": False}
 ROW = {"kernel": (3,), "stride": (2,), "padding": (1,), "dilation": (1,), "ceil_mode": True}
@@ -162,6 +163,10 @@ CASES: list[Case] = [
     *(case("Resize", IMAGE, size=(13, 20), mode=m, align_corners=False, scales=None)
       for m in ("nearest", "nearest-exact", "linear", "cubic")),
     *(recurrent(kind, reverse) for kind in GATES for reverse in (False, True)),
+    # by powers of two, so that float32 and float64 round the same numbers
+    case("Quantize", X, torch.tensor(0.03125), dtypes=(F32,), dtype=torch.int8, low=-32, high=31, axis=None),
+    case("Quantize", X, EIGHTHS, whole(5).to(torch.uint8), dtypes=(F32,), dtype=torch.uint8, low=0, high=255, axis=1),
+    *(case("Dequantize", whole(3, 5, 7, low=-9, high=9).to(torch.int8), EIGHTHS, dtypes=(F32,), dtype=d, axis=1) for d in FLOATS),
 ]  # fmt: skip
 
 
