@@ -11,9 +11,13 @@ from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.dim import FloorDiv, symbol
 from torchsmith.ir.graph import Graph, Node
+from torchsmith.ir.interpret import interpret
+from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.expand import Expand
+from torchsmith.ops.linear import Linear
+from torchsmith.ops.matmul import MatMul
 from torchsmith.ops.unary import Unary
 
 N, M = symbol("n"), symbol("m")
@@ -78,3 +82,16 @@ def test_nodes_that_cannot_be_probed_alone_have_their_reason() -> None:
     )
     with pytest.raises(Unsupported):
         emit.emit(Graph(node.inputs, (node,), node.outputs))
+
+
+@pytest.mark.parametrize("first", [Linear(), MatMul()])
+def test_a_square_matrix_may_be_multiplied_by_both_ways(first: Op) -> None:
+    weight, x = torch.randn(24, 24), torch.randn(5, 24)
+    with Builder() as b:
+        given, matrix = b.input(TensorType((5, 24), torch.float32)), b.constant(weight)
+        second = MatMul() if isinstance(first, Linear) else Linear()
+        made = b.finish([first(given, matrix), second(given, matrix)])
+    wanted = interpret(made, [x])
+    found = ov.Core().compile_model(emit.emit(made), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([x.numpy()])
+    for result, want in zip(found.values(), wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(result), want, rtol=1e-4, atol=1e-4)
