@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,21 +73,21 @@ class RecordedGraph:
             self.cells[name].append(Cell(len(self._nodes), values[index], offset))
         self._nodes.append((node, params))
 
-    def put(self, name: str, address: int, changed: set[int]) -> None:
-        """Let an edge be at another address. changed: gets the steps that `launch` must be told of."""
+    def put(self, name: str, address: int) -> None:
+        """Let an edge be at another address from the next launch on; launches that are under way keep theirs."""
+        changed = []
         for cell in self.cells[name]:
             if cell.value.value != address + cell.offset:
                 cell.value.value = address + cell.offset
-                changed.add(cell.node)
-
-    def launch(self, stream: int, changed: Collection[int]) -> None:
-        cuda = driver()
+                changed.append(cell.node)
         for index in changed:
             node, params = self._nodes[index]
-            (error,) = cuda.cuGraphExecKernelNodeSetParams(self._executable, node, params)
+            (error,) = driver().cuGraphExecKernelNodeSetParams(self._executable, node, params)
             if error != 0:
                 check((error,), "give the engine its inputs and outputs")
-        (error,) = cuda.cuGraphLaunch(self._executable, stream)
+
+    def launch(self, stream: int) -> None:
+        (error,) = driver().cuGraphLaunch(self._executable, stream)
         if error != 0:
             check((error,), "launch the engine's graph")
 

@@ -120,18 +120,14 @@ class Instance:
                 self._follow(stream)
             if graph is None:
                 return self._first(inputs)
-            handed = self._fresh or self._outputs_to_hand()  # first: where there is no memory, the graph's edges stay as they are
-            changed: set[int] = set()
+            handed = self._fresh or self._outputs_to_hand()  # first: where there is no memory, the inputs' edges stay as they are
             for name, given, edge in zip(self.runner.plan.inputs, inputs, self._edges_in, strict=True):
                 address = given.data_ptr()
                 if edge is None or given.stride() != edge[1] or address % POINTER_ALIGNMENT:
                     address = self.memory.copied(name, given).data_ptr()
                 if edge is not None:
-                    graph.put(name, address, changed)
-            for name, fresh in zip(self.runner.plan.outputs, handed, strict=True):
-                if fresh is not None:
-                    graph.put(name, fresh.data_ptr(), changed)
-            graph.launch(stream, changed)
+                    graph.put(name, address)
+            graph.launch(stream)
             results = [_handed(fresh, own) for fresh, own in zip(handed, self._outputs, strict=True)]
             try:
                 self._fresh = self._outputs_to_hand()
@@ -157,10 +153,15 @@ class Instance:
                 tensor.record_stream(last)
 
     def _outputs_to_hand(self) -> list[Tensor | None]:
-        """New memory for every output that the graph can write to directly, None for the others."""
-        memory = self.memory
+        """New memory for every output that the next launch writes to directly, None for the others."""
+        memory, graph, outputs = self.memory, self._graph, self.runner.plan.outputs
+        assert graph is not None
         with torch.inference_mode(False):  # the next call may be outside the mode that this one is in
-            return [memory.new(n) if n in memory.bound else None for n in self.runner.plan.outputs]
+            made = [memory.new(n) if n in memory.bound else None for n in outputs]
+        for name, fresh in zip(outputs, made, strict=True):
+            if fresh is not None:
+                graph.put(name, fresh.data_ptr())
+        return made
 
     def _first(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the steps one by one, which is also what makes libraries choose their kernels; then record the graph."""
