@@ -75,11 +75,11 @@ class RecordedGraph:
 
     def put(self, name: str, address: int) -> None:
         """Let an edge be at another address from the next launch on; launches that are under way keep theirs."""
-        changed = []
+        changed: set[int] = set()
         for cell in self.cells[name]:
             if cell.value.value != address + cell.offset:
                 cell.value.value = address + cell.offset
-                changed.append(cell.node)
+                changed.add(cell.node)
         for index in changed:
             node, params = self._nodes[index]
             (error,) = driver().cuGraphExecKernelNodeSetParams(self._executable, node, params)
