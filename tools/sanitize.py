@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("tests/backends/cuda/on_gpu/test_gpu_kernels.py",)
+TESTS = ("tests/backends/cuda/on_gpu/test_gpu_kernels.py", "tests/backends/cuda/on_gpu/test_gpu_quantized.py")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 

@@ -1,0 +1,110 @@
+"""INT8 on a GPU: models with quantize/dequantize pairs, their nodes in many tactics, and whole compiled ones.
+
+`tools/sanitize.py` runs this file under compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torchsmith
+from tests.backends.cuda.on_gpu.nets import HALF, Bert, Cnn, Vit, error, images, made, needs_gpu
+from tests.backends.cuda.on_gpu.test_gpu_kernels import (
+    Drawn,
+    chosen_by,
+    model_of,
+    no_recording_without_a_cache,  # noqa: F401 - a fixture
+    references,
+)
+from tests.backends.cuda.simulated import graph_of, relative
+from torchsmith import backends
+from torchsmith.backends.cuda import build, plan
+from torchsmith.backends.cuda.backend import BACKEND
+from torchsmith.backends.cuda.fuse import fuse
+from torchsmith.ptq import DataLoaderCalibrator
+from torchsmith.runtime.compiled import CompiledModule
+
+pytestmark = needs_gpu
+SEEDS = 4
+
+
+class Rounded(nn.Module):
+    """A layer whose input and weight are rounded to int8: the input for the whole tensor, the weight for each output channel."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, largest: float) -> None:
+        super().__init__()
+        weight = layer.weight.detach()
+        scales = (weight.flatten(1).abs().amax(1) / 127).clamp_min(1e-8)
+        zeros = torch.zeros(len(scales), dtype=torch.int32)
+        self.layer, self.scale = layer, largest / 127
+        self.register_buffer("scales", scales)
+        self.register_buffer("zeros", zeros)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fake_quantize_per_tensor_affine(x, self.scale, 0, -128, 127)
+        weight = torch.fake_quantize_per_channel_affine(self.layer.weight, self.scales, self.zeros, 0, -127, 127)
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(x, weight, self.layer.bias)
+        return F.conv2d(x, weight, self.layer.bias, self.layer.stride, self.layer.padding, self.layer.dilation, self.layer.groups)
+
+
+def rounded(model: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:
+    """The model with every linear layer and convolution rounded, by the largest inputs that they get of these."""
+    largest: dict[str, float] = {}
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+
+    def watch(name: str) -> object:
+        def seen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            largest[name] = max(largest.get(name, 1e-6), float(inputs[0].abs().max()))
+
+        return seen
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]  # type: ignore[arg-type]
+    with torch.no_grad():
+        model(*given)
+    for hook in hooks:
+        hook.remove()
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, Rounded(layer, largest[name]))
+    return model
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("kind", [Cnn, Vit, Bert], ids=["cnn", "vit", "bert"])
+def test_any_choice_of_tactics_is_right(kind: type[nn.Module], seed: int) -> None:
+    """Rounding to integers turns a last bit into a step now and then, in PyTorch's half precision as in ours."""
+    model, given = model_of(kind)
+    graph, target = graph_of(rounded(model, given), given, HALF), backends.target_of("cuda")
+    chosen, views, packed = chosen_by(Drawn(seed), fuse(graph), target)
+    assert any("Integer" in str(choice.node.op) for choice in chosen)
+    emitted = build.steps_of(chosen, views, packed, {})
+    cubins = build.compile_steps(emitted.steps, int(target.arch.removeprefix("sm_")))
+    engine = plan.write(target, graph.inputs, graph.outputs, [emitted], views, packed.tensors, cubins, build.versions())
+    run = BACKEND.load(engine, target)
+    eager, wanted = references(graph, given)
+    for results in (run([t.cuda() for t in given]), run([t.cuda() for t in given])):
+        found = relative([t.cpu() for t in results], wanted)
+        assert found <= 1.5 * relative(eager, wanted) + 5e-3, (found, relative(eager, wanted), [str(c.tactic) for c in chosen])
+
+
+@pytest.mark.parametrize("tune", [False, True], ids=["guessed", "tuned"])
+@pytest.mark.parametrize("kind", [Cnn, Vit], ids=["cnn", "vit"])
+def test_calibrated(kind: type[nn.Module], tune: bool) -> None:
+    model = made(kind)
+    x, data = images(4), [images(8, seed=seed) for seed in (2, 3)]
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).double()(x.double())
+    fast = torchsmith.compile(
+        model, inputs=[x], enabled_precisions={torch.half, torch.int8}, calibrator=DataLoaderCalibrator(data), tune=tune
+    )
+    assert isinstance(fast, CompiledModule)
+    tactics = [str(step.about.get("node", "")) for step in fast.engines[0].runner.plan.variants[0].steps]  # type: ignore[attr-defined]
+    assert any("Integer" in tactic for tactic in tactics), tactics
+    assert error(fast(x), wanted) < 0.1
+    assert torch.equal(fast(x), fast(x))
