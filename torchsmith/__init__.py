@@ -13,7 +13,8 @@ from torchsmith.dtypes import dtype
 from torchsmith.explain import explain
 from torchsmith.inputs import Device, Input
 from torchsmith.package import load, save
+from torchsmith.quantize.budget import AccuracyBudget
 from torchsmith.sparsity import sparsify
 from torchsmith.version import __version__
 
-__all__ = ["Device", "Input", "__version__", "compile", "dtype", "explain", "load", "ptq", "save", "sparsify"]
+__all__ = ["AccuracyBudget", "Device", "Input", "__version__", "compile", "dtype", "explain", "load", "ptq", "save", "sparsify"]

@@ -46,11 +46,12 @@ def compile(
     options: see `torchsmith.config`; the usual ones are `enabled_precisions={torch.float32}` (dtypes that engines may compute
     in), `min_block_size=5`, `torch_executed_ops`, `require_full_compilation=False`, `backend=None`, `target=None`,
     `performance_hint="latency"`, `num_threads=0`; for int8, `calibrator=None` (a DataLoader, inputs, or one of torchsmith.ptq)
-    and `skip_layers`.
+    and `skip_layers`; `accuracy_budget=None` (a relative error of the outputs, or an AccuracyBudget) lets each layer have the
+    fastest of the enabled precisions with which the whole keeps the budget on the calibrator's data.
 
     Returns a module with the original's call signature, inputs and outputs. A ScriptModule that keeps state or looks at values
     becomes a `HybridScript`, in which submodules are compiled and TorchScript runs what is around them.
-    Raises InvalidOption, InvalidInput, CaptureError, BackendUnavailable, FullCompilationRequired or BuildError,
+    Raises InvalidOption, InvalidInput, CaptureError, BackendUnavailable, BudgetExceeded, FullCompilationRequired or BuildError,
     each with what to do.
     """
     from torchsmith.capture import NotConvertible
@@ -75,8 +76,9 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
     from torchsmith.inputs import Device
     from torchsmith.lower import lower
     from torchsmith.partition.segments import partition
-    from torchsmith.quantize.post_training import quantize
+    from torchsmith.quantize.post_training import Quantized, quantize
     from torchsmith.report import report
+    from torchsmith.runtime.budget import within_budget
     from torchsmith.runtime.compiled import CompiledModule
     from torchsmith.runtime.places import place_of
 
@@ -87,11 +89,15 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
         backend, target = choose(config.backend, asked or captured.device, config.target)
         place = place_of(target, captured.device, asked)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
-        quantized = stage("quantize", quantize, lowered, config.quantize)
-        partitioned = stage("partition", partition, quantized.program, lambda n: backend.refuses(n, target), config.partition)
-        built = stage("build", build, partitioned, backend, target, config)
-    record = report(partitioned, built, backend, target, config, time.perf_counter() - started)
-    return CompiledModule(built.program, record, captured.signature, place)
+        quantized = stage("quantize", quantize, lowered, config.quantize, target, backend.mixes_floats)
+
+        def finish(quantized: Quantized) -> CompiledModule:
+            partitioned = stage("partition", partition, quantized.program, lambda n: backend.refuses(n, target), config.partition)
+            built = stage("build", build, partitioned, backend, target, quantized.narrowed(config))
+            record = report(partitioned, built, backend, target, config, time.perf_counter() - started)
+            return CompiledModule(built.program, record, captured.signature, place)
+
+        return within_budget(quantized, finish)
 
 
 def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where, why: NotConvertible) -> HybridScript:

@@ -42,6 +42,11 @@ class QuantizeConfig:
     calibrator: object = option(
         None, "typical inputs to choose int8 ranges by: a DataLoader, a list, one of torchsmith.ptq, or a calibration cache's path"
     )
+    accuracy_budget: object = option(
+        None,
+        "what lower precisions may cost: a relative error of the outputs over the calibrator's data, such as 0.01, or an "
+        "AccuracyBudget; each layer gets the fastest precision that keeps it",
+    )
     skip_layers: frozenset[str] = option(frozenset(), "modules that int8 leaves as they are: paths, or patterns such as blocks.0.*")
 
 

@@ -95,7 +95,7 @@ class Converter:
             raise Unsupported("no converter")
         assert isinstance(node.target, OpOverload)
         expected = types_of(node)
-        with self.builder, self.builder.at(origin_of(node), expected):
+        with self.builder, self.builder.at(origin_of(node), expected, node.meta.get("precision")):
             args = [self._argument(a) for a in node.args]
             kwargs = {name: self._argument(a) for name, a in node.kwargs.items()}
             given = self.converters[node.target](*args, **kwargs)

@@ -34,6 +34,10 @@ class BuildError(TorchsmithError):
     """A backend accepted a graph and then failed to build it."""
 
 
+class BudgetExceeded(TorchsmithError):
+    """No assignment of the enabled precisions keeps the accuracy budget."""
+
+
 class FullCompilationRequired(TorchsmithError):
     """`require_full_compilation=True`, and some node was refused."""
 

@@ -28,6 +28,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def mixes_floats(self) -> bool:
+        """Whether engines that compute in int8 may have both a smaller float and float32 beside it."""
+
     def available(self) -> str | None:
         """None, or the sentence that says why it cannot be used on this machine."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchsmith.ir.graph import Graph, Node, Value
@@ -34,6 +35,7 @@ class Builder:
         # What the node being converted must give, and where it comes from; set by convert.
         self.expected: tuple[TensorType, ...] = ()
         self.origin = ""
+        self.precision: torch.dtype | None = None
         self._names: dict[str, int] = {}
         self._outer: list[Builder | None] = []
 
@@ -66,7 +68,7 @@ class Builder:
         types = op.infer(*(value.type for value in inputs))
         many = isinstance(types, tuple)
         outputs = tuple(Value(self._name(type(op).__name__.lower()), t) for t in (types if isinstance(types, tuple) else (types,)))
-        self.nodes.append(Node(op, inputs, outputs, self.origin))
+        self.nodes.append(Node(op, inputs, outputs, self.origin, self.precision))
         return outputs if many else outputs[0]
 
     def finish(self, outputs: Sequence[Value]) -> Graph:
@@ -80,14 +82,14 @@ class Builder:
         return Graph(tuple(self.inputs), tuple(reversed(nodes)), tuple(outputs), constants, self.ranges)
 
     @contextmanager
-    def at(self, origin: str, expected: tuple[TensorType, ...] = ()) -> Iterator[None]:
-        """Nodes added inside come from `origin` and are to give `expected`."""
-        outer = self.origin, self.expected
-        self.origin, self.expected = origin, expected
+    def at(self, origin: str, expected: tuple[TensorType, ...] = (), precision: torch.dtype | None = None) -> Iterator[None]:
+        """Nodes added inside come from `origin`, are to give `expected`, and to compute in `precision`, where one is given."""
+        outer = self.origin, self.expected, self.precision
+        self.origin, self.expected, self.precision = origin, expected, precision
         try:
             yield
         finally:
-            self.origin, self.expected = outer
+            self.origin, self.expected, self.precision = outer
 
     def _name(self, wanted: str) -> str:
         count = self._names.get(wanted, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from torchsmith.ir.op import Op
@@ -24,12 +25,16 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An op applied to values. origin: where it comes from (an ATen op and the user's line), for messages."""
+    """An op applied to values. origin: where it comes from (an ATen op and the user's line), for messages.
+
+    precision: the floating dtype that it is to compute in, until casts say so; None where the engine's own is meant.
+    """
 
     op: Op
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     origin: str = ""
+    precision: torch.dtype | None = None
 
     def __repr__(self) -> str:
         return f"{', '.join(v.name for v in self.outputs)} = {self.op}({', '.join(v.name for v in self.inputs)})"

@@ -17,10 +17,17 @@ from torchsmith.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Batch:
-    """One call of the program. number: of the user's batch, from 0. inputs: a value for every user input, in order."""
+    """One call of the program. number: of the user's batch, from 0. inputs: a value for every user input, in order.
+
+    item: the user's batch. Where it was cut in calls of the program's own batch size, that is `size`, and the first `rows` of
+    this one's are the item's; None where the call is the whole item.
+    """
 
     number: int
     inputs: tuple[Any, ...]
+    item: Any = None
+    rows: int | None = None
+    size: int | None = None
 
 
 def batches_of(data: Iterable[Any], program: ExportedProgram, device: torch.device | None = None) -> Iterator[Batch]:
@@ -40,8 +47,9 @@ def batches_of(data: Iterable[Any], program: ExportedProgram, device: torch.devi
         place = f"calibration batch {number}"
         values = calls.inputs(item, place)
         _check_finite(values, place)
-        for inputs in calls.cut(values, place):
-            yield Batch(number, tuple(v.to(device) if isinstance(v, Tensor) and device is not None else v for v in inputs))
+        for inputs, rows, size in calls.cut(values, place):
+            there = tuple(v.to(device) if isinstance(v, Tensor) and device is not None else v for v in inputs)
+            yield Batch(number, there, item, rows, size)
     if number < 0:
         raise InvalidInput(
             "the calibration data is empty; some hundred typical inputs are enough. A generator is empty after its first use: "
@@ -124,8 +132,11 @@ class Calls:
     def _described(self) -> str:
         return ", ".join(f"{name} {tuple(v.shape)}" for name, v in self.leaves if isinstance(v, Tensor))
 
-    def cut(self, values: list[Any], place: str) -> Iterator[list[Any]]:
-        """The call, or several of the program's own batch size. Raises InvalidInput where shapes or dtypes do not fit."""
+    def cut(self, values: list[Any], place: str) -> Iterator[tuple[list[Any], int | None, int | None]]:
+        """The call, or several of the program's own batch size, each with how many of its rows are the item's, and that size.
+
+        Raises InvalidInput where shapes or dtypes do not fit.
+        """
         tensors = [(v, known, name) for v, (name, known) in zip(values, self.leaves, strict=True) if isinstance(known, Tensor)]
         for value, known, name in tensors:
             if value.dim() != known.dim() or any(not _fits(a, b) for a, b in zip(value.shape[1:], known.shape[1:])):
@@ -133,15 +144,16 @@ class Calls:
             if value.dtype != known.dtype:
                 raise InvalidInput(f"{place} has {name} of {value.dtype}, and the model takes {known.dtype}")
         if all(_fits(value.shape[0], known.shape[0]) for value, known, _ in tensors if value.dim()):
-            yield values
+            yield values, None, None
             return
         sizes = {(value.shape[0], known.shape[0]) for value, known, _ in tensors if value.dim()}
         (given, taken) = next(iter(sizes))
         if len(sizes) > 1 or not isinstance(taken, int) or not given:
             raise InvalidInput(f"{place} has a batch size that does not fit; the model takes {self._described()}")
         rows = torch.arange(-(-given // taken) * taken) % given
-        for part in rows.split(taken):
-            yield [v[part.to(v.device)] if isinstance(v, Tensor) else v for v in values]
+        for number, part in enumerate(rows.split(taken)):
+            inputs = [v[part.to(v.device)] if isinstance(v, Tensor) else v for v in values]
+            yield inputs, min(taken, given - number * taken), taken
 
 
 def _fits(size: int, known: Any) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +13,7 @@ from torchsmith.convert import parameters_of
 from torchsmith.errors import InvalidInput
 from torchsmith.lower.editing import argument, call, lift, set_argument
 from torchsmith.quantize.calibration import Calibration, Range
-from torchsmith.quantize.placement import Layer, Placement, Point
+from torchsmith.quantize.placement import Layer, Placement, Point, name_of
 
 aten = torch.ops.aten
 
@@ -40,6 +39,21 @@ class Grid:
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.fake_quantize_per_tensor_affine(x, self.step, 0, self.least, self.greatest)
+
+
+def with_ranges(placement: Placement, calibration: Calibration) -> Calibration:
+    """The calibration with ranges for a placement of fewer layers than it was made for.
+
+    There a value may be quantized behind ops that commute with rounding, and not before them: the range is the same.
+    """
+    found = dict(calibration.ranges)
+    for point in placement.points:
+        source, name = point.node, point.name
+        while name not in calibration.ranges:
+            source = source.all_input_nodes[0]
+            name = name_of(source)
+        found[point.name] = calibration.ranges[name]
+    return replace(calibration, ranges=found)
 
 
 def insert(program: ExportedProgram, placement: Placement, calibration: Calibration) -> None:
@@ -110,17 +124,31 @@ def correct_biases(program: ExportedProgram, placement: Placement, calibration: 
     """
     tensors = parameters_of(program)
     for layer in placement.layers:
-        correction = calibration.corrections.get(layer.name)
-        if correction is None or not (name := _bias_name(layer.node)):
-            continue
-        bias = argument(layer.node, name)
-        weight = tensors[layer.weight.name]
-        if bias is not None and (not isinstance(bias, fx.Node) or bias.name not in tensors):
-            continue
-        added = torch.tensor(correction, dtype=torch.float64, device=weight.device)
-        old: Any = torch.zeros_like(added) if bias is None else tensors[bias.name].detach().double()
-        if old.shape == added.shape:
-            set_argument(layer.node, name, lift(program, (old + added).to(weight.dtype), "c_bias"))
+        if (found := corrected_bias(layer, tensors, calibration)) is not None:
+            dtype = tensors[layer.weight.name].dtype
+            set_argument(layer.node, found.argument, lift(program, (found.old + found.added).to(dtype), "c_bias"))
+
+
+@dataclass(frozen=True, eq=False)
+class CorrectedBias:
+    """A layer's bias, by the name of its argument, and what is added to it: float64, (channels,)."""
+
+    argument: str
+    old: Tensor
+    added: Tensor
+
+
+def corrected_bias(layer: Layer, tensors: Mapping[str, Tensor], calibration: Calibration) -> CorrectedBias | None:
+    """None where nothing was measured, or the layer has no constant bias to add it to. tensors: the program's parameters."""
+    correction = calibration.corrections.get(layer.name)
+    if correction is None or not (name := _bias_name(layer.node)):
+        return None
+    bias = argument(layer.node, name)
+    if bias is not None and (not isinstance(bias, fx.Node) or bias.name not in tensors):
+        return None
+    added = torch.tensor(correction, dtype=torch.float64, device=tensors[layer.weight.name].device)
+    old = torch.zeros_like(added) if bias is None else tensors[bias.name].detach().double()
+    return CorrectedBias(name, old, added) if old.shape == added.shape else None
 
 
 def _bias_name(node: fx.Node) -> str | None:

@@ -92,7 +92,7 @@ def place(program: ExportedProgram, skip_layers: Collection[str] = ()) -> Placem
 
     Raises InvalidOption for an entry of `skip_layers` that names nothing.
     """
-    weights = {name for name, tensor in parameters_of(program).items() if tensor.is_floating_point()}
+    weights = _weights(program)
     skipped = _skipped(program, skip_layers)
     kept = skipped | _gates(program, weights)
     layers: list[Layer] = []
@@ -100,6 +100,35 @@ def place(program: ExportedProgram, skip_layers: Collection[str] = ()) -> Placem
         made = None if node in kept else _layer(node, weights)
         if made and not _takes_pixels(made) and not _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
             layers.append(made)
+    return _placement(program, layers, weights, skipped)
+
+
+def among(program: ExportedProgram, layers: Collection[Layer], skip_layers: Collection[str] = ()) -> Placement:
+    """The placement where only these layers of `place`'s are int8, in the program's order, and what feeds them."""
+    return _placement(program, layers, _weights(program), _skipped(program, skip_layers))
+
+
+def worthwhile(program: ExportedProgram, layers: Collection[Layer]) -> tuple[Layer, ...]:
+    """The layers without the depthwise convolutions that have no int8 layer before them among these."""
+    weights = _weights(program)
+    found: list[Layer] = []
+    for made in layers:
+        if not _is_depthwise_on_floats(made, {other.node for other in found}, weights):
+            found.append(made)
+    return tuple(found)
+
+
+def weighted(program: ExportedProgram) -> dict[fx.Node, Layer]:
+    """Every node that multiplies with a constant weight, whether int8 goes there or not."""
+    weights = _weights(program)
+    return {node: made for node in program.graph.nodes if (made := _layer(node, weights)) is not None}
+
+
+def _weights(program: ExportedProgram) -> set[str]:
+    return {name for name, tensor in parameters_of(program).items() if tensor.is_floating_point()}
+
+
+def _placement(program: ExportedProgram, layers: Collection[Layer], weights: set[str], skipped: set[fx.Node]) -> Placement:
     takers: dict[fx.Node, set[fx.Node]] = {}
     for found in layers:
         takers.setdefault(found.x, set()).add(found.node)

@@ -5,26 +5,30 @@ From here on such a program is the same as one of quantization-aware training.
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from dataclasses import dataclass
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
 
-from torchsmith.config import QuantizeConfig
+from torchsmith.config import Config, QuantizeConfig
 from torchsmith.convert import parameters_of
 from torchsmith.debug.progress import progress_of
 from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.lower import Lowered
 from torchsmith.lower.editing import copied, settled
 from torchsmith.quantize.batches import Batch, batches_of
+from torchsmith.quantize.budget import Budget, Loss, budget_of
+from torchsmith.quantize.budgeted import Allowed, Budgeted, Model
 from torchsmith.quantize.calibration import Calibration, Range, digest, read
 from torchsmith.quantize.calibrator import CacheCalibrator, Calibrator, DataLoaderCalibrator, calibrator_of
 from torchsmith.quantize.insert import correct_biases, insert, quantized_layers
 from torchsmith.quantize.observe import Errors, Observed, Ranges
 from torchsmith.quantize.placement import Placement, place
+from torchsmith.quantize.precision import floats_of
 from torchsmith.quantize.thresholds import CalibrationAlgo, threshold
+from torchsmith.target import Target, this_cpu
 
 # How many calls of the program the means that correct biases are taken over; more hardly change them.
 _CORRECTION_CALLS = 8
@@ -33,21 +37,41 @@ _MARKS = ("fake_quantize", "quantize_per", "dequantize_per")
 
 @dataclass(frozen=True)
 class Quantized:
-    """A program with fake-quantize ops wherever int8 goes. calibration: what they were made from; None where they were there."""
+    """A program with fake-quantize ops wherever int8 goes. calibration: what they were made from; None where they were there.
+
+    budgeted: the search for the layers' precisions, where there is an accuracy budget.
+    """
 
     program: ExportedProgram
     calibration: Calibration | None = None
+    budgeted: Budgeted | None = None
+
+    def tightened(self, measured: Loss) -> Quantized:
+        """More accurate, since what was built loses more than the budget allows. Raises BudgetExceeded."""
+        assert self.budgeted is not None
+        self.budgeted.tightened(measured)
+        return replace(self, program=self.budgeted.program())
+
+    def narrowed(self, config: Config) -> Config:
+        """The config with the precisions that the accuracy budget left."""
+        if self.budgeted is None:
+            return config
+        left = frozenset({self.budgeted.assignment.rest, torch.int8} & {*config.quantize.enabled_precisions, torch.float32})
+        return replace(config, quantize=replace(config.quantize, enabled_precisions=left))
 
 
-def quantize(lowered: Lowered, config: QuantizeConfig) -> Quantized:
+def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = None, mixes: bool = True) -> Quantized:
     """Insert fake-quantize ops, calibrated as the config says; a program that has them already passes through.
 
     Weights are symmetric, per output channel, from -127 to 127. Activations are symmetric and per tensor: from -128 to 127, or
-    from 0 to 255 where nothing negative was seen.
+    from 0 to 255 where nothing negative was seen. target, mixes: what the engines are for, this CPU by default, and whether they
+    have several floats beside int8; an accuracy budget goes by them.
 
     Raises InvalidOption where int8 and the calibrator do not go together, InvalidInput for unusable data or a foreign cache.
     """
-    program, has_marks = lowered.program, is_marked(lowered.program)
+    program, has_marks, budget = lowered.program, is_marked(lowered.program), budget_of(config.accuracy_budget)
+    if budget is not None:
+        return _budgeted(lowered, config, budget, target or this_cpu(), mixes)
     if config.calibrator is None:
         if torch.int8 in config.enabled_precisions and not has_marks:
             raise InvalidOption(
@@ -69,8 +93,47 @@ def quantize(lowered: Lowered, config: QuantizeConfig) -> Quantized:
     return Quantized(settled(program), calibration)
 
 
+def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: Target, mixes: bool) -> Quantized:
+    """Calibrate, where int8 is enabled, and choose each layer's precision by what it loses on the calibrator's data."""
+    calibrator = _with_data(config.calibrator)
+    if is_marked(lowered.program):
+        raise InvalidOption(
+            "accuracy_budget chooses among the layers of a float model, and this one has fake-quantize ops, which say what is int8 "
+            "already; leave accuracy_budget and the calibrator out"
+        )
+    program = copied(lowered.program)
+    placement, calibration = place(program, config.skip_layers), None
+    if torch.int8 in config.enabled_precisions:
+        calibration = calibrate(program, placement, calibrator)
+    model = Model(program, placement, calibration, config.skip_layers, target)
+    floats = floats_of(config.enabled_precisions, target)
+    found = Budgeted(model, calibrator.dataloader, Allowed(budget, calibration is not None, floats, mixes))
+    return Quantized(found.program(), calibration, found)
+
+
+def _with_data(given: object) -> DataLoaderCalibrator:
+    """The calibrator, whose data can be iterated over again and again. Raises InvalidOption where it has none."""
+    if given is None:
+        raise InvalidOption(
+            "accuracy_budget is measured on data; pass calibrator= with typical inputs, such as a DataLoader (it is used for "
+            "that also where int8 is not enabled)"
+        )
+    calibrator = calibrator_of(given)
+    if isinstance(calibrator, CacheCalibrator):
+        raise InvalidOption(
+            f"accuracy_budget is measured on data, and {calibrator!r} has ranges only; pass DataLoaderCalibrator(loader, "
+            "cache_file=…, use_cache=True), which takes the ranges from the file and the data from the loader"
+        )
+    if not isinstance(calibrator.dataloader, Iterator):
+        return calibrator
+    data, file, use_cache = list(calibrator.dataloader), calibrator.cache_file, calibrator.use_cache
+    return DataLoaderCalibrator(data, calibrator.algo, file, use_cache)
+
+
 def no_calibrator(config: QuantizeConfig, why: Exception) -> None:
     """Raise InvalidOption where a model that is compiled in parts, for the reason given, should be calibrated as a whole."""
+    if config.accuracy_budget is not None:
+        raise InvalidOption(f"accuracy_budget is for models that are one program, and this one is not: {why}")
     if config.calibrator is not None:
         raise InvalidOption(f"only a model that is one program can be calibrated, and this one is not: {why}")
 

@@ -22,13 +22,23 @@ NATIVE_FEATURES = {torch.bfloat16: {"avx512_bf16", "amx_bf16"}, torch.float16: {
 _told: set[str] = set()
 
 
+def floats_of(enabled: Collection[torch.dtype], target: Target) -> tuple[torch.dtype, ...]:
+    """The enabled floating dtypes that the target computes in natively, fastest first; float32 where there is none."""
+    native = tuple(dtype for dtype in (torch.float16, torch.bfloat16) if dtype in enabled and _is_native(dtype, target))
+    return (*native, torch.float32) if torch.float32 in enabled or not native else native
+
+
+def _is_native(dtype: torch.dtype, target: Target) -> bool:
+    return target.device == "cuda" or bool(NATIVE_FEATURES[dtype] & set(target.features))
+
+
 def choose_precision(enabled: Collection[torch.dtype], target: Target) -> torch.dtype:
     """The fastest enabled floating dtype that the target computes in natively; float32 where there is none.
 
     The user is told once where none of those enabled is native. int8 is not chosen: what runs in it is in the graph.
     """
     reduced = [dtype for dtype in (torch.float16, torch.bfloat16) if dtype in enabled]
-    native = [dtype for dtype in reduced if target.device == "cuda" or NATIVE_FEATURES[dtype] & set(target.features)]
+    native = [dtype for dtype in reduced if _is_native(dtype, target)]
     chosen = native[0] if native else torch.float32
     if missing := [dtype for dtype in reduced if dtype not in native]:
         names = " and ".join(str(dtype) for dtype in missing)
@@ -49,8 +59,12 @@ def _tell_once(sentence: str) -> None:
 
 
 def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
-    """The same graph with its float32 work in `dtype` wherever the policy allows; inputs and outputs keep their types."""
-    if dtype == torch.float32:
+    """The same graph with its float32 work in `dtype` wherever the policy allows; inputs and outputs keep their types.
+
+    Matrix work that says its own precision computes in that.
+    """
+    reduced = {dtype, *(node.precision for node in graph.nodes if node.precision)} - {torch.float32}
+    if not reduced:
         return graph
     with Builder(graph.ranges) as builder:
         values: dict[Value, Value] = {v: builder.input(v.type, v.name) for v in graph.inputs}
@@ -67,7 +81,7 @@ def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
 
         for node in graph.nodes:
             inputs, role, op = [values[v] for v in node.inputs], role_of(node), node.op
-            compute = _compute_dtype(role, inputs, builder, dtype)
+            compute = _compute_dtype(role, inputs, builder, node.precision or dtype, reduced)
             # what was float32 takes the compute dtype; other dtypes (integers, the user's own half) stay
             was_float = [v.type.dtype == torch.float32 and role != "pair" for v in node.inputs]
             op = _giving(op, dtype) if role == "pair" else op
@@ -91,8 +105,9 @@ def _saturated(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(finite, tensor.clamp(limits.min, limits.max), tensor).to(dtype)
 
 
-def _compute_dtype(role: str, inputs: list[Value], builder: Builder, reduced: torch.dtype) -> torch.dtype:
+def _compute_dtype(role: str, inputs: list[Value], builder: Builder, own: torch.dtype, reduced: set[torch.dtype]) -> torch.dtype:
+    """own: what the node computes in where it is matrix work. reduced: the smaller floats of the graph."""
     if role == "matrix":
-        return reduced
-    activations = [v for v in inputs if v not in builder.constants]
-    return reduced if role == "follow" and any(v.type.dtype == reduced for v in activations) else torch.float32
+        return own
+    reaching = {v.type.dtype for v in inputs if v not in builder.constants} & reduced if role == "follow" else set()
+    return reaching.pop() if len(reaching) == 1 else torch.float32

@@ -16,6 +16,7 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120
 
 class CudaBackend:
     name = "cuda"
+    mixes_floats = True
 
     def available(self) -> str | None:
         if importlib.util.find_spec("triton") is None:

@@ -24,6 +24,7 @@ Shapes = list[tuple[int, ...]]
 
 class OpenVinoBackend:
     name = "openvino"
+    mixes_floats = False  # widen.py says why
 
     def available(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:

@@ -17,6 +17,7 @@ from torchsmith.target import Target
 
 class ReferenceBackend:
     name = "reference"
+    mixes_floats = True
 
     def available(self) -> str | None:
         return None

@@ -1,0 +1,261 @@
+"""The precisions of all layers, chosen for speed within an accuracy budget, and checked on what was built."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from torchsmith.convert import parameters_of
+from torchsmith.debug.progress import Progress, progress_of
+from torchsmith.errors import BudgetExceeded
+from torchsmith.lower.editing import copied, settled
+from torchsmith.quantize.assignment import Ladder, Step, families, raised, search
+from torchsmith.quantize.batches import Batch, batches_of
+from torchsmith.quantize.budget import Budget, Loss, Sample, Tally, samples_of
+from torchsmith.quantize.calibration import Calibration
+from torchsmith.quantize.insert import correct_biases, insert, with_ranges
+from torchsmith.quantize.placement import Placement, among, place, worthwhile
+from torchsmith.quantize.sensitivity import sensitivities
+from torchsmith.quantize.simulate import Rounding, Simulation, int8_rounding, joint_rounding, kinds_of
+from torchsmith.target import Target
+
+# Calls of the program: that layers are told apart by, and that assignments are tried on before all data have the last word.
+_ALONE_CALLS, _TRIED_CALLS = 2, 8
+
+Run = Callable[[Batch], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is quantized. calibration: None where int8 is not enabled. skip_layers: as the option has it."""
+
+    program: ExportedProgram
+    placement: Placement
+    calibration: Calibration | None
+    skip_layers: frozenset[str]
+    target: Target
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """int8, floats: of the enabled precisions those that the target computes in, floats fastest first.
+
+    mixes: whether an engine may have several floats beside int8.
+    """
+
+    budget: Budget
+    int8: bool
+    floats: tuple[torch.dtype, ...]
+    mixes: bool
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every layer computes in. simulated: what that loses, over all calibration data."""
+
+    ladder: Ladder
+    taken: tuple[Step, ...]
+    simulated: Loss
+
+    @property
+    def rest(self) -> torch.dtype:
+        """The float of what is no layer, and of layers that int8 would not serve."""
+        return self.ladder.family.floats[0]
+
+
+class Budgeted:
+    """The search over one model's assignments; it goes on where what was built loses more than was simulated."""
+
+    def __init__(self, model: Model, data: Iterable[Any], allowed: Allowed) -> None:
+        """data: can be iterated over again. Raises BudgetExceeded where nothing keeps the budget; InvalidInput and InvalidOption
+        for data and metrics that are no use.
+        """
+        assert model.program.call_spec.out_spec is not None
+        self.model, self.data, self.allowed = model, data, allowed
+        self.spec = model.program.call_spec.out_spec
+        self.simulation, self.kinds = Simulation(model.program), kinds_of(model.program)
+        samples = self._samples()
+        self._tried = list(_until(samples, _TRIED_CALLS))
+        self._is_all = next(samples, None) is None
+        self._losses: dict[tuple[Ladder, frozenset[Step], bool], Loss] = {}
+        self.batches = len(self._tried)  # that the last look at all data saw
+        self.choices = sensitivities(
+            model.program, model.placement, model.calibration, self.kinds, allowed.floats,
+            list(_until(iter(self._tried), _ALONE_CALLS)), allowed.budget, model.target, model.skip_layers,
+        )  # fmt: skip
+        self.ladders = [Ladder(family, self.choices) for family in families(allowed.int8, allowed.floats, allowed.mixes)]
+        with progress_of("choosing precisions") as progress:
+            self.assignment = self._fastest(progress)
+
+    def tightened(self, measured: Loss) -> None:
+        """Take a more accurate assignment, since this one's engines lose more than is allowed. Raises BudgetExceeded."""
+        now = self.assignment
+        limit = now.simulated.spent - (measured.spent - self.allowed.budget.loss)
+        if len(now.taken) < len(now.ladder.steps):
+            with progress_of("choosing precisions again") as progress:
+                more = raised(now.ladder, now.taken, self._spending(now.ladder, True, progress), limit)
+            self._take(now.ladder, now.ladder.steps if more is None else more)
+        elif now.ladder is not self.ladders[-1]:
+            self._take(self.ladders[-1], self.ladders[-1].steps)
+        else:
+            raise BudgetExceeded(self._sentence("the engines", measured))
+
+    def loss(self, run: Run) -> Loss:
+        """What the calls of another form of the model lose, over all calibration data."""
+        tally, count = Tally(self.allowed.budget, self.spec), 0
+        with progress_of("measuring the loss") as progress, torch.no_grad():
+            for sample in self._tried if self._is_all else self._samples():
+                count += 1
+                progress.expect(1)
+                for index, call in enumerate(sample.calls):
+                    tally.add(sample, index, run(call))
+                progress.advance()
+        self.batches = count
+        return tally.loss()
+
+    def precisions(self) -> dict[fx.Node, torch.dtype]:
+        """Of every layer, by its node in the model's program."""
+        return self._precisions(self.assignment.ladder, self.assignment.taken)
+
+    def record(self, measured: Loss | None) -> dict[str, Any]:
+        """The choice as plain data. measured: on the engines; None where they cannot run here.
+
+        layers: by name the precision, the share of the time with every layer in the most accurate float that the cost model says
+        is gained, and for each smaller precision what it loses alone: error (None where it overflows) and, in the budget's
+        measure, spent.
+        """
+        now, precisions = self.assignment, self.precisions()
+        slowest = {choice.node: max(option.time for option in choice.options) for choice in self.choices}
+        times = {c.node: next(o.time for o in c.options if o.precision == precisions[c.node]) for c in self.choices}
+        whole = sum(slowest.values()) or 1.0
+        found = now.simulated if measured is None else measured
+        return {
+            "budget": str(self.allowed.budget),
+            "allowed": self.allowed.budget.loss,
+            "measured_on": "a simulation" if measured is None else "the engines",
+            "batches": self.batches,
+            **_plain(found),
+            "simulated": _plain(now.simulated),
+            "gains_by": "a cost model",
+            "time": sum(times.values()) / whole,
+            "layers": [
+                {
+                    "name": choice.name,
+                    "precision": str(precisions[choice.node]).removeprefix("torch."),
+                    "gain": (slowest[choice.node] - times[choice.node]) / whole,
+                    "alone": {
+                        str(o.precision).removeprefix("torch."): _plain(o.alone) for o in choice.options if o.alone.error > 0
+                    },
+                }
+                for choice in self.choices
+            ],
+        }
+
+    def program(self) -> ExportedProgram:
+        """The model with fake-quantize ops, and what computes in another float than the rest marked so."""
+        program = copied(self.model.program)
+        precisions = {node.name: dtype for node, dtype in self.precisions().items()}
+        layers = [layer for layer in place(program, self.model.skip_layers).layers if precisions.get(layer.node.name) == torch.int8]
+        for node in program.graph.nodes:
+            dtype = precisions.get(node.name, torch.int8)
+            if dtype not in (torch.int8, self.assignment.rest):
+                node.meta["precision"] = dtype
+        if layers:
+            assert self.model.calibration is not None
+            placement = among(program, layers, self.model.skip_layers)
+            calibration = with_ranges(placement, self.model.calibration)
+            correct_biases(program, placement, calibration)
+            insert(program, placement, calibration)
+        program.graph.lint()
+        program.graph_module.recompile()
+        return settled(program)
+
+    def _samples(self) -> Iterator[Sample]:
+        device = next((t.device for t in parameters_of(self.model.program).values()), None)
+        batches = batches_of(self.data, self.model.program, device)
+        return samples_of(batches, self.simulation.outputs, self.allowed.budget, self.spec)
+
+    def _fastest(self, progress: Progress) -> Assignment:
+        limit, found = self.allowed.budget.loss, list[tuple[float, Ladder, tuple[Step, ...]]]()
+        for ladder in self.ladders:
+            taken = search(ladder, self._spending(ladder, False, progress), limit)
+            if taken is not None:
+                found.append((ladder.time(taken), ladder, taken))
+        for _, ladder, taken in sorted(found, key=lambda entry: entry[0]):
+            spent = self._spending(ladder, True, progress)
+            more: tuple[Step, ...] | None = taken
+            if spent(taken) > limit:
+                more = raised(ladder, taken, spent, limit)
+            if more is not None:
+                return Assignment(ladder, more, self._loss(ladder, more, True, progress))
+        ladder = self.ladders[-1]
+        raise BudgetExceeded(self._sentence("a simulation", self._loss(ladder, ladder.steps, True, progress)))
+
+    def _take(self, ladder: Ladder, taken: tuple[Step, ...]) -> None:
+        with progress_of("choosing precisions again") as progress:
+            self.assignment = Assignment(ladder, taken, self._loss(ladder, taken, True, progress))
+
+    def _spending(self, ladder: Ladder, everything: bool, progress: Progress) -> Callable[[Collection[Step]], float]:
+        return lambda taken: self._loss(ladder, taken, everything, progress).spent
+
+    def _loss(self, ladder: Ladder, taken: Collection[Step], everything: bool, progress: Progress) -> Loss:
+        """Simulated. everything: over all data; else over those that assignments are tried on."""
+        everything = everything and not self._is_all
+        key = ladder, frozenset(taken), everything
+        if key not in self._losses:
+            rounding, tally = self._rounding(ladder, taken), Tally(self.allowed.budget, self.spec)
+            progress.expect(1)
+            for sample in self._samples() if everything else self._tried:
+                for index, call in enumerate(sample.calls):
+                    tally.add(sample, index, self.simulation.outputs(call, rounding))
+            progress.advance()
+            self._losses[key] = tally.loss()
+        return self._losses[key]
+
+    def _rounding(self, ladder: Ladder, taken: Collection[Step]) -> Rounding:
+        model, precisions = self.model, self._precisions(ladder, taken)
+        layers = [layer for layer in model.placement.layers if precisions.get(layer.node) == torch.int8]
+        int8 = Rounding()
+        if layers:
+            assert model.calibration is not None
+            placement = among(model.program, layers, model.skip_layers)
+            int8 = int8_rounding(model.program, placement, with_ranges(placement, model.calibration))
+        floats = {node: dtype for node, dtype in precisions.items() if dtype != torch.int8}
+        return joint_rounding(model.program, int8, floats, ladder.family.floats[0], self.kinds)
+
+    def _precisions(self, ladder: Ladder, taken: Collection[Step]) -> dict[fx.Node, torch.dtype]:
+        """As chosen, except for depthwise convolutions in int8 behind a float layer, which gain nothing by it."""
+        chosen, model = ladder.precisions(taken), self.model
+        layers = [layer for layer in model.placement.layers if chosen.get(layer.node) == torch.int8]
+        kept = {layer.node for layer in worthwhile(model.program, layers)}
+        rest = ladder.family.floats[0]
+        return {node: rest if dtype == torch.int8 and node not in kept else dtype for node, dtype in chosen.items()}
+
+    def _sentence(self, what: str, found: Loss) -> str:
+        top = self.ladders[-1].precisions(self.ladders[-1].steps)
+        names = " and ".join(sorted({str(dtype) for dtype in top.values()})) or str(self.allowed.floats[-1])
+        more = "" if torch.float32 in self.allowed.floats else "add torch.float32 to enabled_precisions, or "
+        return (
+            f"accuracy_budget allows {self.allowed.budget}, and with every layer in {names}, the most accurate that is enabled, "
+            f"{what} loses {found.spent:.3g}; {more}allow more"
+        )
+
+
+def _plain(loss: Loss) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(loss).items()}
+
+
+def _until(samples: Iterator[Sample], calls: int) -> Iterator[Sample]:
+    """Samples until they have so many calls."""
+    for sample in samples:
+        yield sample
+        calls -= len(sample.calls)
+        if calls <= 0:
+            return
