@@ -75,6 +75,13 @@ def test_memory_has_no_column_where_it_was_not_measured() -> None:
     assert "MiB" in printed(REPORT) and "MiB" not in printed(bare)
 
 
+def test_markdown_of_int8_has_ratios_and_errors_of_those_that_quantize() -> None:
+    rows = (timed("net", 1, "f32", "eager", 20.0), timed("net", 1, "int8", "nncf", 3.0), timed("net", 1, "int8", "torchsmith", 2.0))
+    lines = markdown(dataclasses.replace(REPORT, rows=rows)).splitlines()
+    assert lines[0].endswith("| nncf | **torchsmith** | × eager | × nncf | × eager f32 | error of nncf | error of torchsmith |")
+    assert lines[3] == "| net | 1 | int8 | — | 3.00 | **2.00** | — | 1.50 | **10.00** | 1.5e-07 | 1.5e-07 |"
+
+
 def test_markdown_has_a_line_a_case() -> None:
     lines = markdown(REPORT).splitlines()
     assert lines[0] == (

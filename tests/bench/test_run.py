@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from torchsmith.bench import run
+from torchsmith.bench.int8_sides import CALIBRATION_ITEMS, QUANTIZERS, calibration_data
 from torchsmith.bench.models import Inputs, Model, load
 from torchsmith.bench.report import Report
 from torchsmith.bench.run import Options, compare, run_bench
@@ -161,3 +164,48 @@ def test_no_compiler_is_a_reason_not_an_end(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("nowhere-to-be-found",))
     row = bench(inductor=BUILDERS["inductor"]).rows[1]
     assert "compiler" in row.why.lower() and row.stats is None, row.why
+
+
+def test_in_int8_the_sides_that_quantize_are_compared_beside_eager_f32() -> None:
+    seen: list[int] = []
+
+    def quantizer(module: nn.Module, inputs: Inputs, data: Sequence[Inputs]) -> Built:
+        seen.append(sum(given.items for given in data))
+        return eager(module, inputs, "f32")
+
+    options = dataclasses.replace(QUICK, batches=(3,), precisions=("f32", "int8"), peers=("eager", "nncf"))
+    quantizers = {"torchsmith": quantizer, "nncf": quantizer}
+    report = compare([load(f"{NETS}:conv")], options, {"eager": eager, "torchsmith": eager}, quantizers=quantizers)
+    expected = [("f32", "eager"), ("f32", "torchsmith"), ("int8", "nncf"), ("int8", "torchsmith")]
+    assert [(r.precision, r.side) for r in report.rows] == expected
+    assert len(seen) == 2 and all(CALIBRATION_ITEMS <= count < CALIBRATION_ITEMS + 3 for count in seen), seen
+    ours = report.rows[-1]
+    assert report.speedup(ours, over="nncf") is not None and ours.tolerance == 0.25
+
+
+def test_what_outputs_are_checked_on_is_not_calibrated_with() -> None:
+    model = load(f"{NETS}:conv")
+    checked = [model.inputs(2, seed).args[0] for seed in run.CHECK_SEEDS]
+    data = calibration_data(model, 2)
+    assert len(data) == CALIBRATION_ITEMS // 2
+    assert not any(torch.equal(given.args[0], tensor) for given in data for tensor in checked)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="NNCF is not installed; pip install nncf")
+@pytest.mark.parametrize("net", ["conv", "images", "scaled"])
+def test_both_quantizers_round_a_little(net: str) -> None:
+    options = dataclasses.replace(QUICK, precisions=("int8",), peers=("nncf",))
+    report = compare([load(f"{NETS}:{net}")], options, BUILDERS)
+    found = {row.side: row for row in report.rows if row.precision == "int8"}
+    assert set(found) == set(QUANTIZERS), report.rows
+    for row in found.values():
+        assert not row.why and row.error is not None and 1e-4 < row.error < 0.1, row
+    assert "calibrated with" in found["nncf"].note
+
+
+def test_where_nncf_is_missing_its_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsmith.bench.sides.PACKAGES", {"nncf": ("nncf_of_nowhere",)})
+    options = dataclasses.replace(QUICK, precisions=("int8",), peers=("nncf",))
+    report = compare([load(f"{NETS}:images")], options, BUILDERS)
+    row = next(row for row in report.rows if row.side == "nncf")
+    assert row.why == "it needs the package nncf_of_nowhere; pip install nncf_of_nowhere" and row.stats is None

@@ -14,7 +14,7 @@ import torch
 from torchsmith.target import this_cpu
 from torchsmith.version import __version__
 
-PACKAGES = ("torchsmith", "torch", "openvino", "onnxruntime", "timm", "transformers", "numpy", "triton")
+PACKAGES = ("torchsmith", "torch", "openvino", "onnxruntime", "timm", "transformers", "numpy", "triton", "nncf")
 
 
 @dataclass(frozen=True)

@@ -45,14 +45,17 @@ def own_peak_mb() -> float:
 
 
 def main(model_name: str, batch: str, precision: str, side: str, threads: str) -> None:
+    from torchsmith.bench.int8_sides import INT8, QUANTIZERS, calibrated
     from torchsmith.bench.models import load
-    from torchsmith.bench.sides import BUILDERS
+    from torchsmith.bench.sides import BUILDERS, import_packages
 
     torch.set_num_threads(int(threads))
     model = load(model_name)
     inputs = model.inputs(int(batch), 0)
     with torch.no_grad():
-        built = BUILDERS[side](model.module(int(batch)), inputs, precision)
+        import_packages(side)
+        builder = calibrated(QUANTIZERS[side], model, int(batch)) if precision == INT8 else BUILDERS[side]
+        built = builder(model.module(int(batch)), inputs, precision)
         prepared = built.prepare(inputs)
         for _ in range(CALLS):
             built.call(prepared)

@@ -21,6 +21,7 @@ COLOURS = {
     "max-autotune": "#b98a4a",
     "onnxruntime": "#8fb39a",
     "openvino": "#6d86b3",
+    "nncf": "#5b6f9a",
     SUBJECT: "#d0402b",
 }
 

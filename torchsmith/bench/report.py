@@ -232,10 +232,15 @@ def times(ratio: float | None) -> str:
 
 
 def markdown(report: Report) -> str:
-    """A table for a README: a line a case, a column a side (median milliseconds), then ratios; how it was made below."""
+    """A table for a README: a line a case, a column a side (median milliseconds), then ratios; how it was made below.
+
+    Where there are sides that quantize, their errors follow.
+    """
     peers = [side for side in report.sides() if side != SUBJECT]
-    ratios = [side for side in (BASELINE, "torchscript", "openvino") if side in peers]
+    ratios = [side for side in (BASELINE, "torchscript", "openvino", "nncf") if side in peers]
+    rounding = [side for side in report.sides() if any(row.side == side and row.precision == "int8" for row in report.rows)]
     head = ["model", "batch", "precision", *peers, f"**{SUBJECT}**", *(f"× {side}" for side in ratios), "× eager f32"]
+    head += [f"error of {side}" for side in rounding]
     lines = ["| " + " | ".join(head) + " |", "|" + "|".join("---" if i < 1 else "---:" for i in range(len(head))) + "|"]
     for model, batch, precision in report.cases():
         rows = {side: report.row(model, batch, precision, side) for side in (*peers, SUBJECT)}
@@ -244,6 +249,7 @@ def markdown(report: Report) -> str:
         cells.append(f"**{_markdown_time(ours)}**")
         cells += [times(report.speedup(ours, over=side) if ours else None) for side in ratios]
         cells.append(f"**{times(report.speedup(ours, precision='f32') if ours else None)}**")
+        cells += [_markdown_error(rows[side]) for side in rounding]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Medians of one call in milliseconds; {report.machine}; {report.date[:10]}. Made with", "", "```"]
     return "\n".join([*lines, report.command, "```", ""])
@@ -253,3 +259,7 @@ def _markdown_time(row: Row | None) -> str:
     if row is None or row.stats is None:
         return "wrong" if row is not None and row.error is not None else "—"
     return short(row.stats.median_ms)
+
+
+def _markdown_error(row: Row | None) -> str:
+    return "—" if row is None or row.error is None else f"{row.error:.1e}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsmith.bench.check import outputs_of, passes, reference, stop_if_wrong, tolerance, worst_error
+from torchsmith.bench.int8_sides import INT8, PEERS, QUANTIZERS, Quantizer, calibrated
 from torchsmith.bench.machine import this_machine
 from torchsmith.bench.measure import Call, Stats, interleave
 from torchsmith.bench.memory import peak_memory_mb
@@ -22,7 +23,6 @@ from torchsmith.bench.report import Report, Row
 from torchsmith.bench.sides import (
     BASELINE,
     BUILDERS,
-    PEERS,
     PRECISIONS,
     SUBJECT,
     Absent,
@@ -109,14 +109,14 @@ def run_bench(
     """Compare torchsmith with `peers` on models given by name, on this machine, outputs first.
 
     model: timm names, transformers names or `file.py:function`, several as a list or with commas. precisions: of "f32",
-    "bf16", "f16". seconds: timing per model and batch. memory: measure peaks too, each side in a fresh process. seed: of the
-    order in which sides take turns. progress: show a bar on standard error.
+    "bf16", "f16", "int8" (sides that quantize, by the same data). seconds: timing per model and batch. memory: measure peaks too,
+    each side in a fresh process. seed: of the order in which sides take turns. progress: show a bar on standard error.
     Raises InvalidOption for what is not known, VerificationError for a wrong output of torchsmith's, and torchsmith's own errors.
     """
     names = [name for given in ([model] if isinstance(model, str) else model) for name in given.split(",") if name]
     options = Options(
         _positive("batch", batches),
-        _known("precision", precisions, PRECISIONS),
+        _known("precision", precisions, (*PRECISIONS, INT8)),
         _known("peer", peers, PEERS),
         seconds,
         memory,
@@ -138,21 +138,25 @@ def compare(
     options: Options,
     builders: Mapping[str, Builder] = BUILDERS,
     say: Say = lambda text, share: None,
+    quantizers: Mapping[str, Quantizer] = QUANTIZERS,
 ) -> Report:
-    """The road itself, for every model and batch."""
+    """The road itself, for every model and batch. quantizers: how sides are built in int8; builders: in other precisions."""
     cases = [(model, batch) for model in models for batch in (options.batches if model.batched else (1,))]
     rows: list[Row] = []
     machine = this_machine()  # first, as its load is what others do
     with torch.no_grad():
         for done, (model, batch) in enumerate(cases):
-            rows += compare_one(model, batch, options, builders, Step(say, done, len(cases)))
+            quantizing = {name: calibrated(quantizer, model, batch) for name, quantizer in quantizers.items()}
+            rows += compare_one(model, batch, options, builders, quantizing, Step(say, done, len(cases)))
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return Report(machine, date, command([m.name for m in models], options), tuple(rows))
 
 
-def compare_one(model: Model, batch: int, options: Options, builders: Mapping[str, Builder], step: Step) -> list[Row]:
+def compare_one(
+    model: Model, batch: int, options: Options, builders: Mapping[str, Builder], quantizing: Mapping[str, Builder], step: Step
+) -> list[Row]:
     subject = prepare(model, batch, step)
-    candidates = build_and_check(subject, options, builders, step)
+    candidates = build_and_check(subject, options, builders, quantizing, step)
     timed = time_in_turns(candidates, subject, options, step)
     forget_compiled()
     return measure_memory(timed, subject, options, step)
@@ -166,26 +170,37 @@ def prepare(model: Model, batch: int, step: Step) -> Subject:
     return Subject(model, batch, module, tuple((given, reference(module, given)) for given in inputs))
 
 
-def build_and_check(subject: Subject, options: Options, builders: Mapping[str, Builder], step: Step) -> list[Candidate]:
+def build_and_check(
+    subject: Subject, options: Options, builders: Mapping[str, Builder], quantizing: Mapping[str, Builder], step: Step
+) -> list[Candidate]:
     """Build every side in every precision; the baseline first, as its error is what 16-bit sides are measured by.
 
     Peers that cannot be built, or are wrong, keep a row that says so. Raises VerificationError where ours is wrong.
     """
-    names = (BASELINE, *(name for name in builders if name in options.peers and name != BASELINE), SUBJECT)
-    precisions = dict.fromkeys(("f32", *options.precisions))  # eager f32 is what every speed-up is counted from
-    found = []
-    for place, precision in enumerate(precisions):
-        eager_error: float | None = None
-        for index, name in enumerate(names):
-            if precision not in options.precisions and name != BASELINE:
-                continue
-            share = 0.5 * (place + index / len(names)) / len(precisions)
-            step(f"{subject.model.name}, batch {subject.batch}: building {name} {precision}", share)
-            tried = try_side(subject, name, builders[name], precision, eager_error)
-            if name == BASELINE and tried.row.error is not None:
-                eager_error = tried.row.error
-            found.append(tried)
+    found: list[Candidate] = []
+    eager_errors: dict[str, float] = {}
+    plan = sides_and_precisions(options, builders, quantizing)
+    for index, (precision, name) in enumerate(plan):
+        step(f"{subject.model.name}, batch {subject.batch}: building {name} {precision}", 0.5 * index / len(plan))
+        builder = (quantizing if precision == INT8 else builders)[name]
+        tried = try_side(subject, name, builder, precision, eager_errors.get(precision))
+        if name == BASELINE and tried.row.error is not None:
+            eager_errors[precision] = tried.row.error
+        found.append(tried)
     return found
+
+
+def sides_and_precisions(options: Options, builders: Collection[str], quantizing: Collection[str]) -> list[tuple[str, str]]:
+    """(precision, side) in the order in which they are built: precision by precision, the baseline first and ours last.
+
+    Eager f32 is always there, as every speed-up is counted from it. In int8 there are those sides only that quantize.
+    """
+    found = []
+    for precision in dict.fromkeys(("f32", *options.precisions)):
+        known = quantizing if precision == INT8 else builders
+        asked = [BASELINE, *(name for name in known if name in options.peers), SUBJECT]
+        found += [(precision, name) for name in asked if name in known and (precision in options.precisions or name == BASELINE)]
+    return list(dict.fromkeys(found))
 
 
 def try_side(subject: Subject, name: str, builder: Builder, precision: str, eager_error: float | None) -> Candidate:

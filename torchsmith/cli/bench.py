@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torchsmith.bench.report import Report
 
 # torchsmith.bench's own, without importing it for --help
-PEERS = {"cpu": "eager,torchscript,inductor,openvino,onnxruntime", "cuda": "eager,torchscript,cudagraph,inductor"}
+PEERS = {"cpu": "eager,torchscript,inductor,openvino,onnxruntime,nncf", "cuda": "eager,torchscript,cudagraph,inductor"}
 PRECISIONS = {"cpu": "f32,bf16", "cuda": "f16"}
 SECONDS = {"cpu": 20.0, "cuda": 4.0}
 
@@ -29,7 +29,7 @@ def bench(
         str | None, typer.Option(metavar="N,N", help="batch sizes; by default 1,8, on a GPU 1 and 128 or 32 by the model")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="of f32, bf16, f16  [default: f32,bf16; on a GPU f16]")
+        str | None, typer.Option(metavar="NAME,NAME", help="of f32, bf16, f16, int8  [default: f32,bf16; on a GPU f16]")
     ] = None,
     peers: Annotated[
         str | None,
