@@ -114,6 +114,7 @@ def plan_edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "machine code that is missing": (lambda d: d["kernels"][0].update(code="code:nothing"), "code 'code:nothing' is missing"),
         "weights as machine code": (lambda d: d["kernels"][0].update(code="weight"), "code 'weight' is missing"),
         "an argument of an unknown type": (lambda d: d["kernels"][0]["types"].__setitem__(-1, "f7"), "an argument of type 'f7'"),
+        "more shared memory than there is": (lambda d: d["variants"][0].update(carveout=101), "101 percent of an SM's memory"),
         "a dtype that is none": (lambda d: value(d).update(dtype="nn"), "'nn' is no dtype"),
         "strides that are too few": (lambda d: value(d).update(strides=[1]), "has strides"),
         "a root inside another": (lambda d: value(d).update(root="nobody"), "value 'nobody' is not described"),

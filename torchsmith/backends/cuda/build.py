@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from torchsmith.backends.cuda import plan, tactics, tune
+from torchsmith.backends.cuda import carveout, plan, tactics, tune
 from torchsmith.backends.cuda.cubins import Cubin, compile_all
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse import fuse
@@ -16,6 +16,7 @@ from torchsmith.backends.cuda.layout import View, is_view, place
 from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.backends.cuda.roofline import flops_of
 from torchsmith.backends.cuda.steps import Launch, Step
+from torchsmith.backends.cuda.timing import device_timer
 from torchsmith.backends.cuda.tune import Choose, Chosen, guess
 from torchsmith.config import BuildConfig
 from torchsmith.errors import BuildError
@@ -27,7 +28,12 @@ from torchsmith.version import __version__
 def build_engine(graph: Graph, target: Target, config: BuildConfig) -> bytes:
     emitted, views, packed = emit(graph, target, config, tune.choose)
     cubins = compile_steps([s for v in emitted for s in v.steps], int(target.arch.removeprefix("sm_")), config.compile_workers)
-    return plan.write(target, graph.inputs, graph.outputs, emitted, views, packed.tensors, cubins, versions())
+
+    def engine(variants: Sequence[plan.Emitted]) -> bytes:
+        return plan.write(target, graph.inputs, graph.outputs, variants, views, packed.tensors, cubins, versions())
+
+    is_here = config.tune and device_timer(target) is not None
+    return engine(carveout.settled(emitted, views, tune.points(graph)[0], target, engine if is_here else None))
 
 
 def emit(

@@ -46,10 +46,13 @@ class Function:
     """A kernel on the current device, ready to launch. Keep it as long as graphs with its launches are used.
 
     code: a cubin. types: of its arguments, as Triton writes them; two scratch pointers follow them in Triton's convention.
+    carveout: percent of an SM's memory that it would have as shared memory; None leaves that to the driver.
     Raises EngineMismatch for code that the device cannot load.
     """
 
-    def __init__(self, code: bytes, symbol: str, threads: int, shared_bytes: int, pdl: bool, types: Sequence[str]) -> None:
+    def __init__(
+        self, code: bytes, symbol: str, threads: int, shared_bytes: int, pdl: bool, types: Sequence[str], carveout: int | None = None
+    ) -> None:
         cuda = driver()
         torch.cuda.current_stream()  # the device's context exists from here on
         while _unused:
@@ -65,6 +68,9 @@ class Function:
                 cuda.cuFuncSetAttribute(self.handle, attribute, shared_bytes),
                 f"give the kernel {symbol} {shared_bytes} bytes of shared memory",
             )
+        if carveout is not None:
+            attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+            check(cuda.cuFuncSetAttribute(self.handle, attribute, carveout), f"split the memory of the SMs for the kernel {symbol}")
 
     def __del__(self) -> None:
         """Code is unloaded when other code is loaded: this may run while a CUDA graph is recorded, which unloading would end."""

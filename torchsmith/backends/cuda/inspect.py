@@ -17,7 +17,7 @@ from torchsmith.errors import InvalidOption
 from torchsmith.ir.types import SHORT_NAMES
 
 if TYPE_CHECKING:
-    from torchsmith.backends.cuda.run import Instance
+    from torchsmith.backends.cuda.run import CudaRunner, Instance
 
 REPLAYS = 15
 
@@ -158,18 +158,25 @@ def measured(engine: bytes, plan: Plan, env: Mapping[str, int]) -> list[float]:
     The first n steps are captured as a graph and replayed, for every n; a step's time is the difference that it makes. Adjacent
     steps may trade a few tenths of a microsecond; the sum is the run's own time.
     """
-    from torchsmith.backends.cuda.run import CudaRunner, Instance
+    from torchsmith.backends.cuda.run import CudaRunner, nearest
 
-    instance = Instance(CudaRunner(engine, _target_here()), env)
-    inputs = [instance.memory.new(name).zero_() for name in plan.inputs]
+    instance = tried(CudaRunner(engine, _target_here()), env, nearest(plan.variants, env))
+    ends = [0.0, *(_replayed(instance, count) for count in range(1, len(instance.variant.steps) + 1))]
+    return [max(0.0, after - before) for before, after in itertools.pairwise(ends)]
+
+
+def tried(runner: CudaRunner, env: Mapping[str, int], variant: Variant) -> Instance:
+    """The engine at these sizes after a run on made-up inputs, by which libraries choose their kernels."""
+    from torchsmith.backends.cuda.run import Instance
+
+    instance = Instance(runner, env, variant)
+    inputs = [instance.memory.new(name).zero_() for name in runner.plan.inputs]
     for tensor in inputs:
         if tensor.is_floating_point():
             tensor.normal_()
     instance.lend(inputs)
-    steps = instance.variant.steps
-    instance.enqueue(torch.cuda.current_stream())  # libraries choose their kernels
-    ends = [0.0, *(_replayed(instance, count) for count in range(1, len(steps) + 1))]
-    return [max(0.0, after - before) for before, after in itertools.pairwise(ends)]
+    instance.enqueue(torch.cuda.current_stream())
+    return instance
 
 
 def _target_here() -> Any:

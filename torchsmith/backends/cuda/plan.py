@@ -82,10 +82,12 @@ class CallStep:
 
 @dataclass(frozen=True)
 class Variant:
-    """Steps that were chosen for the sizes `at`."""
+    """Steps that were chosen for the sizes `at`. carveout: percent of an SM's memory that all its kernels ask for as shared
+    memory; None leaves it to the driver."""
 
     at: Mapping[str, int]
     steps: tuple[LaunchStep | CallStep, ...]
+    carveout: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Emitted:
-    """What the builder hands over: steps of one variant with what its report says of each."""
+    """What the builder hands over: steps of one variant with what its report says of each. carveout: as in `Variant`."""
 
     at: Mapping[str, int]
     steps: Sequence[Step]
     about: Sequence[Mapping[str, Any]]
+    carveout: int | None = None
 
 
 def write(
@@ -166,7 +169,10 @@ def write(
             **({} if step.tf32 is None else {"tf32": step.tf32}),
         }
 
-    rows = [{"at": dict(v.at), "steps": [written(s, a) for s, a in zip(v.steps, v.about, strict=True)]} for v in variants]
+    rows = [
+        {"at": dict(v.at), "carveout": v.carveout, "steps": [written(s, a) for s, a in zip(v.steps, v.about, strict=True)]}
+        for v in variants
+    ]
     plan = {
         "format": FORMAT,
         "target": target.to_json(),
@@ -210,7 +216,7 @@ def _plan(data: dict[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
         _known(value.root, values)
         if values[value.root].root != value.root:
             raise ValueError(f"{name} is in {value.root}, which is itself in {values[value.root].root}")
-    variants = tuple(Variant(_numbers(v["at"]), tuple(_step(s, values, kernels) for s in v["steps"])) for v in data["variants"])
+    variants = tuple(_variant(row, values, kernels) for row in data["variants"])
     if not variants:
         raise ValueError("it has no steps")
     inputs, outputs = tuple(_known(n, values) for n in data["inputs"]), tuple(_known(n, values) for n in data["outputs"])
@@ -220,6 +226,13 @@ def _plan(data: dict[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
             raise ValueError(f"constant {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, and was to be {values[name]}")
     built = {str(k): str(v) for k, v in data["built_with"].items()}
     return Plan(Target.from_json(data["target"]), inputs, outputs, constants, values, kernels, variants, built)
+
+
+def _variant(row: dict[str, Any], values: Mapping[str, Any], kernels: Sequence[PlannedKernel]) -> Variant:
+    carveout = row.get("carveout")
+    if carveout is not None and (type(carveout) is not int or not 0 <= carveout <= 100):
+        raise ValueError(f"{carveout!r} percent of an SM's memory cannot be shared memory")
+    return Variant(_numbers(row["at"]), tuple(_step(s, values, kernels) for s in row["steps"]), carveout)
 
 
 def _value(row: dict[str, Any]) -> PlannedValue:

@@ -38,7 +38,7 @@ class CudaRunner:
         self.plan, tensors = read(engine)
         check_target(self.plan.target, target)
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.functions = functions_of(self.plan, tensors)
+        self.functions = {c: functions_of(self.plan, tensors, c) for c in {v.carveout for v in self.plan.variants}}
         with memory_errors("its weights"):
             self.constants = upload({n: tensors[n] for n in self.plan.constants}, self.device)
         self._symbols = _symbol_places(self.plan)
@@ -93,10 +93,11 @@ class Instance:
     is handed out, and the engine keeps no memory for them. Others are copied.
     """
 
-    def __init__(self, runner: CudaRunner, env: Mapping[str, int]) -> None:
+    def __init__(self, runner: CudaRunner, env: Mapping[str, int], variant: Variant | None = None) -> None:
         plan = runner.plan
         self.runner, self.env = runner, dict(env)
-        self.variant = nearest(plan.variants, self.env)
+        self.variant = variant or nearest(plan.variants, self.env)
+        self.functions = runner.functions[self.variant.carveout]
         self.memory = Memory(plan, self.variant, runner.constants, self.env, runner.device)
         self._lock = threading.Lock()
         self._graph: RecordedGraph | None = None
@@ -206,11 +207,11 @@ class Instance:
         bound = self.memory.bound
         edges = {name: (self.memory.given[name].data_ptr(), self.memory.given[name].nbytes) for name in bound}
         self._outputs = [None if n in bound else o for n, o in zip(self.runner.plan.outputs, outputs, strict=True)]
-        self._graph = RecordedGraph(captured, self.runner.functions, edges)
+        self._graph = RecordedGraph(captured, self.functions, edges)
 
     def enqueue(self, stream: torch.cuda.Stream, count: int | None = None) -> list[Tensor]:
         """Enqueue the steps, or the first `count`, in which case no outputs are given; they are in the engine's memory."""
-        memory, functions = self.memory.fresh(), self.runner.functions
+        memory, functions = self.memory.fresh(), self.functions
         for index, step in enumerate(self.variant.steps[:count]):
             if isinstance(step, LaunchStep):
                 arguments = [
@@ -239,13 +240,13 @@ def raw_stream(device: int) -> int:
     return torch._C._cuda_getCurrentRawStream(device)
 
 
-def functions_of(plan: Plan, tensors: Mapping[str, Tensor]) -> list[Function]:
+def functions_of(plan: Plan, tensors: Mapping[str, Tensor], carveout: int | None = None) -> list[Function]:
     """Every kernel on the current device. Raises EngineMismatch for code that it cannot load."""
     made: dict[tuple[str, str], Function] = {}
     for k in plan.kernels:
         if (k.code, k.symbol) not in made:
             code = tensors[k.code].numpy().tobytes()
-            made[k.code, k.symbol] = Function(code, k.symbol, k.threads, k.shared_bytes, k.pdl, k.types)
+            made[k.code, k.symbol] = Function(code, k.symbol, k.threads, k.shared_bytes, k.pdl, k.types, carveout)
     return [made[k.code, k.symbol] for k in plan.kernels]
 
 
