@@ -114,7 +114,7 @@ class Instance:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         stream = raw_stream(self.runner.device.index)
         with self._lock:
-            if torch.cuda.is_current_stream_capturing():  # which may wait for nothing outside the user's graph
+            if stream and torch.cuda.is_current_stream_capturing():  # which may wait for nothing outside the user's graph
                 return self._first(inputs)
             graph = self._graph
             if stream != self._stream:
