@@ -5,6 +5,7 @@ Reading it runs no code: sizes are parsed strictly, ops are looked up by name, a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from torchsmith import sizes
-from torchsmith.backends.cuda import integers, library  # noqa: F401  # their ops, which plans name
+from torchsmith.backends.cuda import integers, library, sparse  # noqa: F401  # their ops, which plans name
 from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.driver import C_TYPES
 from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.precision import decides
 from torchsmith.backends.cuda.steps import Launch, Step
+from torchsmith.backends.cuda.two_four import Prepares
 from torchsmith.errors import EngineMismatch
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import REGISTRY, Op
@@ -102,6 +104,12 @@ class Plan:
     kernels: tuple[PlannedKernel, ...]
     variants: tuple[Variant, ...]
     built_with: Mapping[str, str]
+
+    @functools.cached_property
+    def prepared(self) -> Mapping[str, Prepares]:
+        """Constants that are laid out anew when the engine is loaded, with the op that does it."""
+        calls = [s for v in self.variants for s in v.steps if isinstance(s, CallStep)]
+        return {s.inputs[s.op.prepares]: s.op for s in calls if isinstance(s.op, Prepares)}
 
 
 @dataclass(frozen=True)
@@ -225,7 +233,11 @@ def _plan(data: dict[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
         if tuple(tensors[name].shape) != values[name].shape or tensors[name].dtype != values[name].dtype:
             raise ValueError(f"constant {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, and was to be {values[name]}")
     built = {str(k): str(v) for k, v in data["built_with"].items()}
-    return Plan(Target.from_json(data["target"]), inputs, outputs, constants, values, kernels, variants, built)
+    plan = Plan(Target.from_json(data["target"]), inputs, outputs, constants, values, kernels, variants, built)
+    for name, op in plan.prepared.items():
+        if name not in constants or tensors[name].dtype != torch.uint8 or tuple(tensors[name].shape) != op.stored_shape:
+            raise ValueError(f"{op} takes bytes {op.stored_shape}, and {name} is not that")
+    return plan
 
 
 def _variant(row: dict[str, Any], values: Mapping[str, Any], kernels: Sequence[PlannedKernel]) -> Variant:
@@ -261,6 +273,8 @@ def _step(row: dict[str, Any], values: Mapping[str, Any], kernels: Sequence[Plan
     if "op" in row:
         op = REGISTRY[row["op"]](**{k: attribute_in(v) for k, v in row["attributes"].items()})
         names = [tuple(_known(n, values) for n in row[side]) for side in ("inputs", "outputs")]
+        if isinstance(op, Prepares) and len(names[0]) <= op.prepares:
+            raise ValueError(f"{op} has {len(names[0])} inputs")
         tf32 = row.get("tf32")
         if tf32 is not None and (type(tf32) is not bool or not decides(op)):
             raise ValueError(f"{op} has tf32={tf32!r}")

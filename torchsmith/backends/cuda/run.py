@@ -40,7 +40,9 @@ class CudaRunner:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.functions = {c: functions_of(self.plan, tensors, c) for c in {v.carveout for v in self.plan.variants}}
         with memory_errors("its weights"):
-            self.constants = upload({n: tensors[n] for n in self.plan.constants}, self.device)
+            prepared = self.plan.prepared
+            self.constants = upload({n: tensors[n] for n in self.plan.constants if n not in prepared}, self.device)
+            self.constants |= {n: op.prepared(tensors[n].to(self.device)) for n, op in prepared.items()}
         self._symbols = _symbol_places(self.plan)
         self._instances: OrderedDict[tuple[int, ...], Instance] = OrderedDict()
         self._lock = threading.Lock()

@@ -14,6 +14,7 @@ from torchsmith.backends.cuda.layout import Placed, byte_alignment
 from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.ir.dim import simplify, symbol, symbols_in
 from torchsmith.ir.graph import Node, Value
+from torchsmith.sparsity.pattern import is_two_four
 
 
 def signature(
@@ -28,6 +29,11 @@ def signature(
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _known(tensor: Tensor) -> str:
+    """Of a constant; 2:4 weights have tactics of their own."""
+    return ", constant, 2:4" if tensor.dim() > 1 and is_two_four(tensor) else ", constant"
 
 
 class _Writer:
@@ -61,7 +67,7 @@ class _Writer:
         view = self.placed[value]
         root = self.roots.setdefault(view.root, f"r{len(self.roots)}")
         where = f"{root} by {self.text(view.strides)} from a multiple of {byte_alignment(view, value.type.dtype)} bytes"
-        return f"{name}: {self.type(value)} in {where}" + (", constant" if tensor is not None else "")
+        return f"{name}: {self.type(value)} in {where}" + ("" if tensor is None else _known(tensor))
 
     def type(self, value: Value) -> str:
         return f"{str(value.type.dtype).removeprefix('torch.')}{self.text(value.type.shape)}"

@@ -99,6 +99,8 @@ class Memory:
         return [sizes.evaluate(size, self.env) for size in row]
 
     def tensor(self, name: str) -> Tensor:
+        if name in self.plan.prepared:
+            return self.given[name]
         if name not in self._tensors:
             value = self.plan.values[name]
             root = self.given.get(value.root, self._adopted.get(value.root))

@@ -17,8 +17,9 @@ from torchsmith.backends.cuda.driver import Function, driver
 from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.memory import ALIGNMENT
 from torchsmith.backends.cuda.precision import Tf32, running
-from torchsmith.backends.cuda.steps import Launch, Step
+from torchsmith.backends.cuda.steps import Call, Launch, Step
 from torchsmith.backends.cuda.tactics import Tactic
+from torchsmith.backends.cuda.two_four import Prepares
 from torchsmith.errors import BackendUnavailable, BuildError, EngineMismatch
 from torchsmith.ir.dim import bind
 from torchsmith.ir.graph import Node, Value
@@ -52,6 +53,11 @@ class Candidate:
     @property
     def launches(self) -> list[Launch]:
         return [s for s in self.steps if isinstance(s, Launch)]
+
+    @property
+    def prepared(self) -> Mapping[Value, Prepares]:
+        """Constants that are laid out anew on the device, with the op that does it."""
+        return {s.inputs[s.op.prepares]: s.op for s in self.steps if isinstance(s, Call) and isinstance(s.op, Prepares)}
 
 
 class Timer(Protocol):
@@ -197,7 +203,9 @@ class Bench:
     def constant(self, root: Value, candidate: Candidate) -> Tensor:
         """A constant's elements on the device."""
         if root not in self._constants:
-            self._constants[root] = candidate.tensors[root].detach().to(self.device).contiguous().reshape(-1)
+            tensor, op = candidate.tensors[root].detach().to(self.device), candidate.prepared.get(root)
+            plain = op is None or self.device.type != "cuda"
+            self._constants[root] = tensor.contiguous().reshape(-1) if op is None or plain else op.prepared(tensor)
         return self._constants[root]
 
     def references(self, candidate: Candidate) -> References:
@@ -275,6 +283,7 @@ class _Memory:
         self._whole: dict[Value, Tensor] = {}
         self._adopted: dict[Value, Tensor] = {}
         self._constants = dict(constants or {})
+        self._prepared = candidate.prepared
         for root in self.roots:
             if root in self.storage or root in candidate.tensors:
                 continue
@@ -308,6 +317,8 @@ class _Memory:
     def tensor(self, value: Value) -> Tensor:
         view, at = self.candidate.views[value], self.bench.at
         flat = self.root(view.root)
+        if value in self._prepared and self.bench.device.type == "cuda":
+            return flat
         return flat.as_strided(
             bind(value.type.shape, at), bind(view.strides, at), flat.storage_offset() + int(bind(view.offset, at))
         )

@@ -1,0 +1,169 @@
+"""Sparse tensor cores inside engines: cuSPARSELt and CUTLASS are right, captured into a graph, and compete with dense tactics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torchsmith
+from tests.backends.cuda.on_gpu.nets import BFLOAT, HALF, Vit, error, fast, images, made, needs_gpu, right
+from torchsmith.backends.cuda import tactics
+from torchsmith.backends.cuda.plan import CallStep
+from torchsmith.backends.cuda.sparse import CUSPARSELT, CUTLASS, SparseIntegerLinear, SparseLinear, has_cusparselt, has_cutlass
+from torchsmith.backends.cuda.tactics import sparse
+from torchsmith.backends.cuda.two_four import packed
+from torchsmith.runtime.compiled import CompiledModule
+from torchsmith.sparsity import two_four_mask
+
+pytestmark = [
+    needs_gpu,
+    pytest.mark.skipif(not has_cusparselt(), reason="PyTorch was built without cuSPARSELt"),
+]
+LIMIT = {HALF: 2e-3, BFLOAT: 1.6e-2}
+
+
+def pruned(rows: int, terms: int, seed: int = 0) -> Tensor:
+    weight = torch.randn(rows, terms, generator=torch.Generator().manual_seed(seed)) / terms**0.5
+    kept: Tensor = weight * two_four_mask(weight)
+    return kept
+
+
+def library_or_skip(library: str) -> None:
+    if library == CUTLASS and not has_cutlass():
+        pytest.skip("PyTorch's CUTLASS kernels with 2:4 weights are for compute capability 8")
+
+
+@pytest.mark.parametrize("library", [CUSPARSELT, CUTLASS])
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("rows", "n", "k"), [((8,), 32, 64), ((2, 196), 96, 128), ((40,), 64, 192)])
+def test_a_product(library: str, dtype: torch.dtype, biased: bool, rows: tuple[int, ...], n: int, k: int) -> None:
+    library_or_skip(library)
+    op, weight = SparseLinear(library, dtype, n, k), pruned(n, k).to(dtype)
+    x, bias = torch.randn(*rows, k, device="cuda", dtype=dtype), torch.randn(n, device="cuda", dtype=dtype)
+    stored = packed(weight)
+    y = op.reference(x, op.prepared(stored.cuda()), *([bias] * biased))
+    wanted = F.linear(x.cpu().double(), weight.double(), bias.cpu().double() if biased else None)
+    assert y.is_contiguous() and y.dtype == dtype and error(y.cpu(), wanted) < LIMIT[dtype]
+    torch.testing.assert_close(op.reference(x.cpu(), stored, *([bias.cpu()] * biased)).double(), wanted, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("library", [CUSPARSELT, CUTLASS])
+def test_pictures(library: str) -> None:
+    library_or_skip(library)
+    op, weight = SparseLinear(library, HALF, 96, 64, channels_first=True), pruned(96, 64).half()
+    x = torch.randn(8, 64, 7, 5, device="cuda", dtype=HALF).contiguous(memory_format=torch.channels_last)
+    y = op.reference(x, op.prepared(packed(weight).cuda()))
+    wanted = F.conv2d(x.cpu().double(), weight.double()[:, :, None, None])
+    assert y.is_contiguous(memory_format=torch.channels_last) and error(y.cpu(), wanted) < LIMIT[HALF]
+
+
+@pytest.mark.parametrize("library", [CUSPARSELT, CUTLASS])
+@pytest.mark.parametrize(("m", "n", "k"), [(16, 32, 128), (208, 96, 256)])
+def test_integers(library: str, m: int, n: int, k: int) -> None:
+    library_or_skip(library)
+    weight = (pruned(n, k) * 300).round().clamp(-127, 127).to(torch.int8)
+    x = torch.randint(-128, 128, (m, k), dtype=torch.int8)
+    op = SparseIntegerLinear(library, torch.int32, n, k)
+    y = op.reference(x.cuda(), op.prepared(packed(weight).cuda()))
+    assert torch.equal(y.cpu(), op.reference(x, packed(weight)))
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+def test_scaled_integers(dtype: torch.dtype) -> None:
+    n, k = 96, 256
+    weight = (pruned(n, k) * 300).round().clamp(-127, 127).to(torch.int8)
+    x = torch.randint(-128, 128, (48, k), dtype=torch.int8)
+    scale, bias = torch.rand(n) / 4096, torch.randn(n)
+    op = SparseIntegerLinear(CUSPARSELT, dtype, n, k)
+    y = op.reference(x.cuda(), op.prepared(packed(weight).cuda()), scale.cuda(), bias.cuda())
+    wanted = (x.double() @ weight.double().T) * scale.double() + bias.double()
+    assert y.dtype == dtype and error(y.cpu(), wanted) < LIMIT[dtype]
+
+
+class Net(nn.Module):
+    """x: (N, 64, H, W) -> (N, 32). 1×1 convolutions with what follows them, and linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(64, 64, 3, padding=1)
+        self.a, self.b = nn.Conv2d(64, 128, 1), nn.Conv2d(128, 64, 1)
+        self.c, self.d = nn.Linear(64, 128), nn.Linear(128, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = (self.b(self.a(x).relu()) + x).relu()
+        y: Tensor = self.d(F.gelu(self.c(x.mean((2, 3)))))
+        return y
+
+
+def pictures(batch: int = 8, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 64, 8, 8, generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+def sparse_model(kind: type[nn.Module] = Net) -> nn.Module:
+    return torchsmith.sparsify(made(kind))
+
+
+@pytest.fixture
+def sparse_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tactics, "ORDER", ("sparse", *(name for name in tactics.ORDER if name != "sparse")))
+
+
+def called(module: CompiledModule) -> list[str]:
+    (engine,) = module.engines
+    steps = engine.runner.plan.variants[0].steps  # type: ignore[attr-defined]
+    return [type(s.op).__name__ for s in steps if isinstance(s, CallStep)]
+
+
+@pytest.mark.usefixtures("sparse_first")
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+@pytest.mark.parametrize("library", [CUSPARSELT, CUTLASS])
+def test_an_engine(dtype: torch.dtype, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library_or_skip(library)
+    configs: Callable[..., list[sparse.SparseConfig]] = sparse.SparseTemplate.configs  # type: ignore[assignment]
+    monkeypatch.setattr(sparse.SparseTemplate, "configs", lambda self, e: [c for c in configs(self, e) if c.library == library])
+    model = sparse_model()
+    module = fast(model, [pictures()], dtype)
+    assert called(module).count("SparseLinear") >= 3
+    for seed in (1, 2, 3):  # the first call runs the steps, the others replay the graph
+        right(module(pictures(seed=seed)), model, pictures(seed=seed), dtype=dtype)
+
+
+@pytest.mark.usefixtures("sparse_first")
+def test_a_batch_of_any_size() -> None:
+    model = sparse_model()
+    batch = torch.export.Dim("batch", min=1, max=9)
+    module = fast(model, [torchsmith.Input((batch, 64, 8, 8))])
+    assert called(module).count("SparseLinear") >= 2  # rows of pictures are a multiple of 64, those of linear layers of nothing
+    for size in (1, 9, 4, 1):
+        right(module(pictures(size)), model, pictures(size))
+
+
+@pytest.mark.usefixtures("sparse_first")
+def test_a_saved_engine_lays_its_weights_out_when_it_is_loaded(tmp_path: Path) -> None:
+    module = fast(sparse_model(), [pictures()])
+    torchsmith.save(module, tmp_path / "model")
+    loaded = torchsmith.load(tmp_path / "model")
+    torch.testing.assert_close(loaded(pictures()), module(pictures()), rtol=0, atol=0)
+
+
+def test_they_compete_with_dense_tactics(tmp_path: Path) -> None:
+    model = sparse_model(Vit)
+    module = torchsmith.compile(
+        model,
+        inputs=[images(16)],
+        enabled_precisions={HALF},
+        timing_cache=str(tmp_path / "timings.jsonl"),
+        require_full_compilation=True,
+    )
+    right(module(images(16, seed=4)), model, images(16, seed=4))
+    text = (tmp_path / "timings.jsonl").read_text()
+    timed = [line for line in text.splitlines() if r"\"template\": \"sparse\"" in line and '"us": null' not in line]
+    assert timed, "no sparse tactic was timed"
+    assert "wrong" not in "".join(line for line in text.splitlines() if r"\"template\": \"sparse\"" in line)
