@@ -71,9 +71,10 @@ def measured(engine: bytes, variant: int, at: Mapping[str, int], target: Target)
     """Seconds of one run with every carve-out: medians, taken in turns. Raises OutOfDeviceMemory."""
     plan, tensors = read(engine)
     instance = tried(CudaRunner(engine, target), at, plan.variants[variant])
+    functions = {carveout: functions_of(plan, tensors, carveout) for carveout in (None, SHARED)}  # for as long as the graphs
     graphs: dict[int | None, torch.cuda.CUDAGraph] = {}
-    for carveout in (None, SHARED):
-        instance.functions = functions_of(plan, tensors, carveout)
+    for carveout in functions:
+        instance.functions = functions[carveout]
         graphs[carveout] = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graphs[carveout]):
             instance.enqueue(torch.cuda.current_stream())
