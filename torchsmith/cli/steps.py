@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -61,16 +62,20 @@ def print_profile(number: int, profile: Profile) -> None:
     made.add_column("step", no_wrap=True)
     made.add_column("op", overflow="fold", ratio=1)
     made.add_column("tactic", no_wrap=True)
-    for name in ("grid", "output", "moved", "GFLOP", "µs", "roof"):
+    pruned = any(row.sparsity for row in profile.rows)
+    for name in ("grid", "output", "moved", "GFLOP", "µs", *(["2:4"] if pruned else []), "roof"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("from", overflow="fold", max_width=34)
     for row in profile.rows:
-        made.add_row(str(row.number), *map(Text, cells(row)))
+        made.add_row(str(row.number), *map(Text, cells(row, pruned)))
     show.stdout().print(made)
     show.say(totals(profile))
+    if pruned:
+        show.say(sparsity(profile))
 
 
-def cells(row: StepRow) -> list[str]:
+def cells(row: StepRow, pruned: bool = False) -> list[str]:
+    """pruned: with what 2:4 weights gain."""
     return [
         short(row.op) if row.tactic else "〃",
         row.tactic.partition(" ")[0] if row.tactic else row.kernel,
@@ -79,9 +84,34 @@ def cells(row: StepRow) -> list[str]:
         show.size(row.bytes),
         f"{row.flops / 1e9:.3f}" if row.flops else "",
         "" if row.microseconds is None else f"{row.microseconds:.2f}",
+        *([gained(row)] if pruned else []),
         "" if row.share is None else f"{100 * row.share:.0f} %",
         row.origin.partition(" at ")[2].partition("  ")[0] or row.origin,
     ]
+
+
+def gained(row: StepRow) -> str:
+    """ "sparse 1.42×", "dense" with what sparse would be, and nothing for other steps."""
+    if row.sparsity is None:
+        return ""
+    gain = row.sparsity.gain
+    return ("sparse" if row.sparsity.sparse else "dense") + ("" if gain is None else f" {gain:.2f}×")
+
+
+def sparsity(profile: Profile) -> str:
+    """ "12 of 53 nodes with 2:4 weights run on sparse tensor cores: 1.23× as fast as dense, 41.0 µs less; ..." """
+    found = [row.sparsity for row in profile.rows if row.sparsity is not None]
+    sparse = [s for s in found if s.sparse]
+    text = f"{len(sparse)} of {len(found)} nodes with 2:4 weights run on sparse tensor cores"
+    pairs = [(s.dense_us, s.sparse_us) for s in sparse if s.dense_us is not None and s.sparse_us is not None]
+    if pairs:
+        dense, fast = map(sum, zip(*pairs, strict=True))
+        text += f": {dense / fast:.2f}× as fast as the best dense tactics, {dense - fast:.1f} µs less"
+    if slower := sum(s.gain is not None for s in found if not s.sparse):
+        text += f"; {slower} are faster dense, as timed"
+    for why, count in Counter(s.against for s in found if s.against).most_common():
+        text += f"; {count} cannot: {why}"
+    return text
 
 
 def short(op: str) -> str:

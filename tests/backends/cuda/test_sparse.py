@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from tests.backends.cuda.simulated import SM_90, graph_of
 from torchsmith.backends.cuda import build, plan, sparse, tactics
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse import fuse
+from torchsmith.backends.cuda.inspect import profile
 from torchsmith.backends.cuda.layout import place
 from torchsmith.backends.cuda.sparse import CUSPARSELT, CUTLASS, SparseIntegerLinear, SparseLinear
 from torchsmith.backends.cuda.steps import Call
 from torchsmith.backends.cuda.tactics.sparse import SparseConfig
+from torchsmith.backends.cuda.timing_cache import Timing, TimingCache
 from torchsmith.backends.cuda.tune import Search
 from torchsmith.backends.cuda.two_four import Prepares, packed, unpacked
+from torchsmith.cli.steps import gained, sparsity
 from torchsmith.config import BuildConfig
 from torchsmith.errors import EngineMismatch, Unsupported
 from torchsmith.ir.op import REGISTRY
@@ -265,3 +269,46 @@ def test_a_damaged_plan_is_refused(change: dict[str, int], monkeypatch: pytest.M
     engine = plan.write(SM_90, graph.inputs, graph.outputs, emitted, views, constants.tensors, cubins, build.versions())
     with pytest.raises(EngineMismatch, match=r"takes bytes .*, and .* is not that"):
         plan.read(engine)
+
+
+# ---- what it gained ----------------------------------------------------------------------------------------------------------
+
+
+def engine_of(module: nn.Module, x: Tensor, file: Path, sparse_us: float, dense_us: float) -> bytes:
+    """Built with the help of a timing cache that has these times for every tactic."""
+    graph = graph_of(module, [x])
+    fused, cache = fuse(graph), TimingCache(SM_90, file)
+    search = Search(place(fused), Packed(fused.constants), 100)
+    for problem in search.reached_by(fused.nodes, [{}]):
+        for tactic in problem.tactics:
+            time = sparse_us if tactic is not None and tactic.template == "sparse" else dense_us
+            cache.put(problem.signature, tactic, Timing(time, 1e-4))
+    return build.build_engine(graph, SM_90, BuildConfig(timing_cache=str(file)))
+
+
+@pytest.mark.usefixtures("with_cusparselt")
+@pytest.mark.parametrize(("sparse_us", "words"), [(4.0, "sparse 1.50×"), (12.0, "dense 0.50×")])
+def test_an_engine_tells_what_sparsity_gained(sparse_us: float, words: str, tmp_path: Path) -> None:
+    net = nn.Sequential(two_four(nn.Linear(64, 32)), nn.Linear(32, 64), two_four(nn.Linear(64, 24)))
+    found = profile(engine_of(net, torch.randn(8, 64), tmp_path / "times", sparse_us, 6.0), {})
+    taken, refused = [row for row in found.rows if row.sparsity is not None]
+    assert taken.sparsity is not None and refused.sparsity is not None
+    assert taken.sparsity.sparse == (sparse_us < 6) and taken.microseconds == min(sparse_us, 6.0)
+    assert taken.tactic.startswith("sparse library=cusparselt") == (sparse_us < 6) and gained(taken) == words
+    assert (taken.sparsity.sparse_us, taken.sparsity.dense_us) == (sparse_us, 6.0)
+    assert not refused.sparsity.sparse and "of multiples of 16, 16 and 8" in refused.sparsity.against
+    assert taken.to_json()["sparsity"]["against"] == "" and gained(refused) == "dense"
+    text = sparsity(found)
+    if sparse_us < 6:
+        assert text.startswith(
+            "1 of 2 nodes with 2:4 weights run on sparse tensor cores: 1.50× as fast as the best dense tactics, 2.0"
+        )
+    else:
+        assert text.startswith("0 of 2 nodes with 2:4 weights run on sparse tensor cores; 1 are faster dense, as timed")
+    assert "; 1 cannot: cusparselt takes weights" in text
+
+
+@pytest.mark.usefixtures("with_cusparselt")
+def test_dense_engines_say_nothing_of_it(tmp_path: Path) -> None:
+    found = profile(engine_of(nn.Linear(64, 32), torch.randn(8, 64), tmp_path / "times", 1.0, 6.0), {})
+    assert [row.sparsity for row in found.rows] == [None] * len(found.rows)

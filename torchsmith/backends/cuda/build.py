@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ def steps_of(chosen: Sequence[Chosen], views: dict[Value, View], packed: Packed,
         first: dict[str, Any] = {"flops": flops if isinstance(flops, int) else str(flops)}
         if choice.microseconds is not None:
             first["microseconds"] = round(choice.microseconds, 3)
+        if choice.two_four is not None:
+            first["two_four"] = dataclasses.asdict(choice.two_four)
         about += [{**row, **first} if i == 0 else {**row, "tactic": ""} for i in range(len(e.steps))]
     return plan.Emitted(at, steps, about)
 

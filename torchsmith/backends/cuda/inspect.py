@@ -13,6 +13,7 @@ import torch
 from torchsmith import sizes
 from torchsmith.backends.cuda.plan import CallStep, LaunchStep, Plan, PlannedValue, Variant, read
 from torchsmith.backends.cuda.roofline import USUAL, Chip, chip_named
+from torchsmith.backends.cuda.tactics import SPARSE
 from torchsmith.errors import InvalidOption
 from torchsmith.ir.types import SHORT_NAMES
 
@@ -23,10 +24,28 @@ REPLAYS = 15
 
 
 @dataclass(frozen=True)
+class Sparsity:
+    """How a node with 2:4 weights runs. sparse: whether on sparse tensor cores. sparse_us, dense_us: of the fastest tactic of each
+    kind, timed alone when the engine was built; None where none was. against: why there is no sparse one, or empty.
+    """
+
+    sparse: bool
+    sparse_us: float | None
+    dense_us: float | None
+    against: str
+
+    @property
+    def gain(self) -> float | None:
+        """Times as fast as dense; below 1 where dense is faster."""
+        return self.dense_us / self.sparse_us if self.dense_us and self.sparse_us else None
+
+
+@dataclass(frozen=True)
 class StepRow:
     """One step. grid: blocks; empty of an op of PyTorch's. bytes: read and written, each element counted once. flops: of matrix
     products. microseconds: by the source `timed` ("measured" in this engine, "tuned" alone when it was built, or ""), None where
-    nobody measured. least_us: what the GPU would take at best; None of one that is not known. origin: the user's line.
+    nobody measured. least_us: what the GPU would take at best; None of one that is not known. origin: the user's line. sparsity:
+    None of what has no 2:4 weights.
     """
 
     number: int
@@ -41,6 +60,7 @@ class StepRow:
     timed: str
     least_us: float | None
     origin: str
+    sparsity: Sparsity | None = None
 
     @property
     def share(self) -> float | None:
@@ -114,7 +134,16 @@ def _rows(
             timed=how,
             least_us=chip.microseconds(flops, moved, dtype) if chip else None,
             origin=str(about.get("origin", "")),
+            sparsity=_sparsity(about),
         )
+
+
+def _sparsity(about: Mapping[str, Any]) -> Sparsity | None:
+    given = about.get("two_four")
+    if not isinstance(given, Mapping):
+        return None
+    template = str(about.get("tactic", "")).partition(" ")[0]
+    return Sparsity(template in SPARSE, given.get("sparse"), given.get("dense"), str(given.get("against", "")))
 
 
 def together(rows: Sequence[StepRow]) -> list[StepRow]:

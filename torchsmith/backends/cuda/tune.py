@@ -19,6 +19,7 @@ from torchsmith.backends.cuda.program import is_pointwise
 from torchsmith.backends.cuda.signature import digest, signature
 from torchsmith.backends.cuda.steps import Kernel
 from torchsmith.backends.cuda.tactics import Tactic
+from torchsmith.backends.cuda.tactics.sparse import has_two_four
 from torchsmith.backends.cuda.timing import Candidate, OutOfMemory, Timer, device_timer
 from torchsmith.backends.cuda.timing_cache import Timing, TimingCache, open_cache, tactic_text
 from torchsmith.config import BuildConfig
@@ -34,12 +35,28 @@ UNLIMITED = 8
 
 
 @dataclass(frozen=True)
+class TwoFour:
+    """Of a node with 2:4 weights. sparse, dense: microseconds of the fastest tactic of each kind, None where none was timed.
+
+    against: why there is no sparse one; empty where there is.
+    """
+
+    sparse: float | None
+    dense: float | None
+    against: str
+
+
+@dataclass(frozen=True)
 class Chosen:
-    """A node of the final graph and how it runs. tactic: None for a view, and for an op that runs as its reference."""
+    """A node of the final graph and how it runs. tactic: None for a view, and for an op that runs as its reference.
+
+    two_four: None for what has no 2:4 weights.
+    """
 
     node: Node
     tactic: Tactic | None
     microseconds: float | None = None
+    two_four: TwoFour | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,7 @@ class Problem:
     at: Mapping[str, int]
     tactics: tuple[Tactic | None, ...]
     found: dict[str, Timing] = field(default_factory=dict)
+    against_sparse: str | None = None  # of 2:4 weights: why there is no sparse tactic, empty where there is
 
     def best(self) -> tuple[Tactic | None, Timing] | None:
         """The fastest of those that were timed, else the first that may run. None where all are known not to."""
@@ -121,6 +139,17 @@ class Problem:
         if timed:
             return min(timed, key=lambda pair: pair[1].microseconds or 0.0)
         return usable[0] if usable else None
+
+    def two_four(self) -> TwoFour | None:
+        if self.against_sparse is None:
+            return None
+        times: dict[bool, float] = {}
+        for tactic in self.tactics:
+            known = self.found.get(tactic_text(tactic), Timing()).microseconds
+            if known is not None:
+                kind = is_sparse(tactic)
+                times[kind] = min(known, times.get(kind, known))
+        return TwoFour(times.get(True), times.get(False), self.against_sparse)
 
     def unknown(self) -> list[Tactic | None]:
         return [t for t in self.tactics if tactic_text(t) not in self.found]
@@ -163,7 +192,7 @@ class Search:
             return [Chosen(node, None, 0.0)]
         problem = self.problem(node, at)
         best = problem.best()
-        own = None if best is None else Chosen(node, best[0], best[1].microseconds)
+        own = None if best is None else Chosen(node, best[0], best[1].microseconds, problem.two_four())
         if not isinstance(node.op, Fused):
             return [own or Chosen(node, None)]
         if own is not None and not any(isinstance(n.op, Fused) for n in node.op.body.nodes):
@@ -188,10 +217,15 @@ class Search:
         return problem
 
     def _new(self, name: str, node: Node, at: Mapping[str, int]) -> Problem:
-        found: list[Tactic | None] = list(tactics.tactics_of(self.emission(node, at), max(1, self.limit))[0])
+        e = self.emission(node, at)
+        offered, refusals = tactics.tactics_of(e, max(1, self.limit))
+        found: list[Tactic | None] = list(offered)
         if not isinstance(node.op, Fused) and not is_pointwise(node):
             found.append(None)
         problem = Problem(name, node, at, tuple(found))
+        if has_two_four(e):
+            refused = [r.partition(": ")[2] for r in refusals if r.partition(":")[0] in tactics.SPARSE]
+            problem.against_sparse = "" if any(map(is_sparse, found)) else "; ".join(refused) or "there is no sparse tactic for it"
         for tactic in found:
             known = self._recall(name, tactic) if self._recall else None
             if known is not None:
@@ -227,6 +261,10 @@ def total(chosen: Sequence[Chosen]) -> float | None:
     """Microseconds of all of them, where all are known."""
     times = [c.microseconds for c in chosen]
     return sum(t for t in times if t is not None) if None not in times else None
+
+
+def is_sparse(tactic: Tactic | None) -> bool:
+    return tactic is not None and tactic.template in tactics.SPARSE
 
 
 # ---- finding out -------------------------------------------------------------

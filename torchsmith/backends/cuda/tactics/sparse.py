@@ -24,6 +24,7 @@ from torchsmith.ir.graph import Node, Value
 from torchsmith.sparsity.pattern import is_two_four
 
 MAINS = ("Linear", "Convolution")
+INTEGER_MAINS = ("IntegerLinear", "IntegerConvolution")
 # cuSPARSELt's kernels by number; which is fastest differs from shape to shape.
 ALGORITHMS = (0, 1, 2, 3, 4, 5, 6, 7)
 
@@ -65,6 +66,13 @@ class SparseTemplate:
         planned = plan_after(e, result, renamed(parts.after, main.outputs[0], result), (output,))
         e.call(op, (x, weight, *bias), (result,))
         emit_after(e, planned)
+
+
+def has_two_four(e: Emission) -> bool:
+    """Whether the node multiplies by 2:4 weights."""
+    inner: Sequence[Node] = e.node.op.body.nodes if hasattr(e.node.op, "body") else (e.node,)
+    given = [e.constant(n.inputs[1]) for n in inner if type(n.op).__name__ in (*MAINS, *INTEGER_MAINS)]
+    return any(weight is not None and weight.dim() > 1 and is_two_four(weight) for weight in given)
 
 
 def product_of(e: Emission, *mains: str) -> Parts:
