@@ -25,8 +25,8 @@ from torchsmith.sparsity.pattern import is_two_four
 
 MAINS = ("Linear", "Convolution")
 INTEGER_MAINS = ("IntegerLinear", "IntegerConvolution")
-# cuSPARSELt's kernels by number; which is fastest differs from shape to shape.
-ALGORITHMS = (0, 1, 2, 3, 4, 5, 6, 7)
+# Of cuSPARSELt's kernels only the one that it takes itself: others, and its search, ended in illegal instructions on an H200 (0.8.0).
+ALGORITHMS = (0,)
 
 
 @dataclass(frozen=True)
