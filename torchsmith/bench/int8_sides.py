@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torchsmith.bench.models import Inputs, Model
-from torchsmith.bench.sides import BUILDERS, SUBJECT, Builder, Built, openvino_call, openvino_hints
+from torchsmith.bench.sides import BUILDERS, SUBJECT, Builder, Built, openvino_call, openvino_hints, openvino_model
 from torchsmith.quantize.precision import NATIVE_FEATURES
 from torchsmith.target import this_cpu
 
@@ -47,13 +47,13 @@ def nncf(module: nn.Module, inputs: Inputs, data: Sequence[Inputs]) -> Built:
     import openvino as ov
 
     nncf.set_log_level(40)  # logging.ERROR
-    model = ov.convert_model(torch.export.export(module, inputs.args, inputs.kwargs))
+    model = openvino_model(module, inputs)
     dataset = nncf.Dataset(data, lambda given: [tensor.numpy() for tensor in given.tensors()])
     with contextlib.redirect_stdout(io.StringIO()):  # it draws progress there, where reports go
         quantized = nncf.quantize(model, dataset, subset_size=len(data))
     beside = "bf16" if beside_int8() == torch.bfloat16 else "f32"
     compiled = ov.Core().compile_model(quantized, "CPU", openvino_hints(beside))
-    note = f"nncf.quantize, {_described(data)}; {beside} beside int8, LATENCY, one infer request reused, no copies"
+    note = f"nncf.quantize, {_described(data)}; {beside} beside int8, static shapes, LATENCY, one infer request reused, no copies"
     return Built(Inputs.tensors, openvino_call(compiled), note)
 
 

@@ -100,9 +100,22 @@ def inductor(module: nn.Module, inputs: Inputs, precision: str) -> Built:
 def openvino(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     import openvino as ov
 
+    call = openvino_call(ov.Core().compile_model(openvino_model(module, inputs), "CPU", openvino_hints(precision)))
+    note = "convert_model(torch.export), static shapes, LATENCY, one infer request reused, no copies"
+    return Built(Inputs.tensors, call, note)
+
+
+def openvino_model(module: nn.Module, inputs: Inputs) -> Any:
+    """The `openvino.Model` of a module, with the inputs' shapes.
+
+    OpenVINO's converter leaves sizes open even where the exported program has them, which costs time in small networks: 9 %
+    of EfficientNet-B0 in int8 at batch 1 (2026.4.1).
+    """
+    import openvino as ov
+
     model = ov.convert_model(torch.export.export(module, inputs.args, inputs.kwargs))
-    call = openvino_call(ov.Core().compile_model(model, "CPU", openvino_hints(precision)))
-    return Built(Inputs.tensors, call, "convert_model(torch.export), LATENCY, one infer request reused, no copies")
+    model.reshape({index: list(tensor.shape) for index, tensor in enumerate(inputs.tensors())})
+    return model
 
 
 def openvino_hints(precision: str) -> dict[str, Any]:
