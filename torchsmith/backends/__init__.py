@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Runner = Callable[[Sequence[Tensor]], "list[Tensor]"]
 
 # Each is a package here whose BACKEND keeps the protocol; for a device, the first that is available is the default.
-DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "reference"), "cuda": ("cuda", "reference")}
+DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "reference"), "cuda": ("cuda", "tensorrt", "reference")}
 
 
 class Backend(Protocol):

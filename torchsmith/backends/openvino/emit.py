@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.errors import Unsupported
+from torchsmith.ir.alone import alone
 from torchsmith.ir.dim import Dim, Shape
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.op import Op
@@ -189,20 +190,8 @@ def emit(graph: Graph) -> ov.Model:
 
 def refuses(node: Node, ranges: dict[str, tuple[int, int | None]]) -> str | None:
     """Why OpenVINO cannot take the node, or None: asked by emitting it alone."""
-    symbols = {
-        str(s)
-        for v in (*node.inputs, *node.outputs)
-        for size in v.type.shape
-        if isinstance(size, sympy.Expr)
-        for s in size.free_symbols
-    }
-    symbols |= node.op.symbols()
-    carrier = Value(
-        "sizes", TensorType(tuple(sympy.Symbol(s, integer=True, positive=True) for s in sorted(symbols)), torch.float32)
-    )
-    graph = Graph((*dict.fromkeys(node.inputs), carrier), (node,), node.outputs, {}, {s: ranges.get(s, (0, None)) for s in symbols})
     try:
-        emit(graph)
+        emit(alone(node, ranges))
     except Unsupported as refusal:
         return str(refusal)
     return None

@@ -1,0 +1,97 @@
+"""TensorRT's Python module, whichever of its two kinds is installed, and its log."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import threading
+from typing import Any
+
+from torchsmith.errors import BackendUnavailable
+
+# The first that is installed is taken. TensorRT-RTX's wheels call the module by either of the last two names.
+MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+MISSING = (
+    "NVIDIA TensorRT is not installed; pip install 'torchsmith[tensorrt]', "
+    "or 'torchsmith[tensorrt-rtx]' for the GPUs that TensorRT-RTX supports"
+)
+_LOG = logging.getLogger("torchsmith.tensorrt")
+
+
+def installed() -> str | None:
+    """The module's name, or None; nothing is imported."""
+    return next((name for name in MODULES if importlib.util.find_spec(name) is not None), None)
+
+
+@functools.cache
+def trt() -> Any:
+    """The module. Raises BackendUnavailable."""
+    name = installed()
+    if name is None:
+        raise BackendUnavailable(MISSING)
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as broken:  # its libraries are missing, or for another system
+        raise BackendUnavailable(f"{name} is installed and cannot be imported ({broken}); install it again") from broken
+
+
+def is_rtx() -> bool:
+    return trt().__name__ != "tensorrt"
+
+
+def title() -> str:
+    """For people: "TensorRT-RTX 1.7.1.116"."""
+    return f"TensorRT{'-RTX' if is_rtx() else ''} {trt().__version__}"
+
+
+@functools.cache
+def log() -> Any:
+    """TensorRT's logger, which passes everything on to the logger "torchsmith.tensorrt" and keeps what went wrong."""
+    module = trt()
+    levels = {
+        module.ILogger.INTERNAL_ERROR: logging.ERROR,
+        module.ILogger.ERROR: logging.ERROR,
+        module.ILogger.WARNING: logging.WARNING,
+        module.ILogger.INFO: logging.INFO,
+        module.ILogger.VERBOSE: logging.DEBUG,
+    }
+
+    class Log(module.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self._own = threading.local()
+
+        def log(self, severity: Any, message: str) -> None:
+            level = levels.get(severity, logging.INFO)
+            _LOG.log(level, "%s", message)
+            if level >= logging.ERROR:
+                self.problems().append(message)
+
+        def problems(self) -> list[str]:
+            """The errors on this thread since `forget`."""
+            if not hasattr(self._own, "problems"):
+                self._own.problems = []
+            found: list[str] = self._own.problems
+            return found
+
+        def forget(self) -> None:
+            self.problems().clear()
+
+    return Log()
+
+
+@functools.cache
+def builder() -> Any:
+    """A builder, which makes networks. Raises BackendUnavailable where TensorRT cannot make one: it may need a GPU for it."""
+    made = trt().Builder(log())
+    if made is None:
+        raise BackendUnavailable(f"{title()} cannot build engines on this machine: {said()}")
+    return made
+
+
+def said() -> str:
+    """What TensorRT said last that was an error, as one line."""
+    problems = log().problems()
+    return " ".join(problems[-1].split()) if problems else "it gave no reason"
