@@ -20,15 +20,20 @@ from torchsmith.backends.cuda.layout import place
 from torchsmith.backends.cuda.sparse import CUSPARSELT, CUTLASS, SparseIntegerLinear, SparseLinear
 from torchsmith.backends.cuda.steps import Call
 from torchsmith.backends.cuda.tactics.sparse import SparseConfig
+from torchsmith.backends.cuda.tactics.sparse_int8 import SparseInt8Config
 from torchsmith.backends.cuda.timing_cache import Timing, TimingCache
 from torchsmith.backends.cuda.tune import Search
 from torchsmith.backends.cuda.two_four import Prepares, packed, unpacked
 from torchsmith.cli.steps import gained, sparsity
 from torchsmith.config import BuildConfig
 from torchsmith.errors import EngineMismatch, Unsupported
+from torchsmith.ir.builder import Builder
 from torchsmith.ir.op import REGISTRY
 from torchsmith.ir.text import attribute_in, attribute_out
 from torchsmith.ir.types import TensorType, type_of
+from torchsmith.ops.linear import Linear
+from torchsmith.ops.quantize import dequantize
+from torchsmith.ops.unary import Unary
 from torchsmith.sparsity import two_four_mask
 
 HALF, BFLOAT = torch.float16, torch.bfloat16
@@ -312,3 +317,39 @@ def test_an_engine_tells_what_sparsity_gained(sparse_us: float, words: str, tmp_
 def test_dense_engines_say_nothing_of_it(tmp_path: Path) -> None:
     found = profile(engine_of(nn.Linear(64, 32), torch.randn(8, 64), tmp_path / "times", 1.0, 6.0), {})
     assert [row.sparsity for row in found.rows] == [None] * len(found.rows)
+
+
+# ---- int8 --------------------------------------------------------------------------------------------------------------------
+
+
+def integer_layer(rows: int, features: int, terms: int, dense: bool = False) -> Emission:
+    """A linear layer of int8 with relu, as its fused node's emission."""
+    weight = torch.randint(-127, 128, (features, terms)).to(torch.int8) if dense else pruned(features, terms, torch.int8)
+    with Builder() as builder:
+        x = builder.input(TensorType((rows, terms), torch.int8))
+        pair = dequantize(x, 0.05, None, None, HALF), dequantize(builder.constant(weight), 0.01, None, None, HALF)
+        graph = fuse(builder.finish([Unary("relu")(Linear()(*pair))]))
+    (node,) = graph.nodes
+    return Emission(node, place(graph), Packed(graph.constants))
+
+
+@pytest.mark.usefixtures("with_cusparselt")
+def test_integers_are_scaled_by_the_library_or_after_it() -> None:
+    found = [t.config for t in tactics.tactics_of(integer_layer(48, 32, 64))[0] if t.template == "sparse_int8"]
+    assert found == [SparseInt8Config(CUSPARSELT, True), SparseInt8Config(CUSPARSELT, False)]
+    assert [tactics.from_json(tactics.Tactic("sparse_int8", c).to_json()).config for c in found] == found
+
+
+@pytest.mark.usefixtures("with_cusparselt")
+@pytest.mark.parametrize(
+    ("sizes", "dense", "why"),
+    [
+        ((48, 48, 64), False, "of multiples of 32, 32 and 16; these are 48, 64 and 48"),
+        ((40, 32, 64), False, "these are 32, 64 and 40"),
+        ((48, 32, 64), True, "the weights are not 2:4"),
+    ],
+)
+def test_integers_that_are_refused(sizes: tuple[int, int, int], dense: bool, why: str) -> None:
+    found, refusals = tactics.tactics_of(integer_layer(*sizes, dense))
+    assert not any(t.template == "sparse_int8" for t in found)
+    assert any(r.startswith("sparse_int8: ") and why in r for r in refusals), refusals

@@ -16,9 +16,9 @@ from torchsmith.errors import Unsupported
 ORDER = (
     "gemv", "gemm", "gemm_int8", "gemm_norm", "depthwise", "depthwise_gate", "squeeze_excite", "convolution", "stem_taps", "stem",
     "norm", "softmax", "reduce", "attention", "attention_library", "pool", "concat", "pointwise", "movement", "cudnn", "cublas",
-    "sparse",
+    "sparse", "sparse_int8",
 )  # fmt: skip
-SPARSE = frozenset({"sparse"})  # those for 2:4 weights
+SPARSE = frozenset({"sparse", "sparse_int8"})  # those for 2:4 weights
 # From here on cuDNN's convolutions are taken first, where what follows is in their kernels: 0.7 to 0.95 of the time of ours on an
 # H200 at 30 GFLOP, and twice as long at 0.2.
 LIBRARY_FLOPS = 8_000_000_000
