@@ -84,6 +84,17 @@ def test_the_usual_models_have_the_usual_batches() -> None:
     assert GpuOptions(("resnet18",)).cases() == [("resnet18", 1), ("resnet18", 32)]
 
 
+def test_int8_beside_half_precision(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--models", NETS, "--batch", "2", "--sides", "torchsmith", "--precision", "int8", "--device", "cpu"]
+    assert main([*arguments, "--seconds", "0.05", "--in-process", "--compile", '{"backend": "reference"}']) == 0
+    ours, rounded, _ = map(json.loads, capfd.readouterr().out.splitlines())
+    assert (ours["side"], ours["precision"], rounded["side"], rounded["precision"]) == (
+        "torchsmith", "f16", "torchsmith-int8", "int8"
+    )  # fmt: skip
+    assert ours["error"] < rounded["error"] <= rounded["tolerance"] == gpu.INT8_TOLERANCE and rounded["stream_ms"] > 0
+    assert rounded["note"].endswith("calibrated with 4 items")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu_is_a_sentence() -> None:
     with pytest.raises(InvalidOption, match="PyTorch finds no GPU here"):

@@ -21,7 +21,7 @@ import torch
 
 from torchsmith.bench.check import COARSE_TOLERANCE, passes
 from torchsmith.bench.files import read, write
-from torchsmith.bench.gpu_sides import GPU_BUILDERS, GPU_SIDES
+from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, GPU_SIDES, INT8_SIDE
 from torchsmith.bench.machine import Machine, this_machine
 from torchsmith.bench.measure import FEWEST_ROUNDS, Stats, burst_calls
 from torchsmith.bench.report import Report, Row, merge
@@ -41,6 +41,11 @@ BATCHES = (1, 32)  # of other models
 FACTOR = 1.1  # our error may be this times eager's own in the same precision
 PEERS_FACTOR = 2.0  # peers get room for the maths that they chose
 PROBE_CALLS = 3
+INT8 = "int8"
+# Of int8, whatever eager's own error is. Eight bits give a layer's input about 1 % of noise (40 dB), and weights with a step for
+# each channel as much; of 50 layers in a row that is some 10 %, as weights that are random forget none of it. A wrong scale, or a
+# zero point that is left out, is an error of about 1.
+INT8_TOLERANCE = 0.15
 
 
 class Place(Protocol):
@@ -57,7 +62,8 @@ class Place(Protocol):
 class GpuOptions:
     """seconds: timing per model and batch, all sides together. limit_s: what building and checking a side may take.
 
-    precision: of all sides but eager, which is float32. factor: see FACTOR. compile: what torchsmith.compile gets besides.
+    precision: of all sides but eager, which is float32, and torchsmith-int8. "int8" adds that side, beside which the others are
+    float16. factor: see FACTOR. compile: what torchsmith.compile gets besides.
     """
 
     models: tuple[str, ...] = tuple(MODELS)
@@ -75,7 +81,15 @@ class GpuOptions:
         return [(model, batch) for model in self.models for batch in self.batches or MODELS.get(model, BATCHES)]
 
     def precision_of(self, side: str) -> str:
-        return "f32" if side == BASELINE else self.precision
+        if side in (BASELINE, INT8_SIDE):
+            return INT8 if side == INT8_SIDE else "f32"
+        return BESIDE_INT8 if self.precision == INT8 else self.precision
+
+    def with_int8(self) -> GpuOptions:
+        """The same, with our side in int8 after our own where the precision asks for it."""
+        if self.precision != INT8 or INT8_SIDE in self.sides:
+            return self
+        return replace(self, sides=(*self.sides, INT8_SIDE))
 
 
 def compare_on_gpu(options: GpuOptions, places: Mapping[str, Place], done: Callable[[Report, Sequence[Row]], None]) -> Report:
@@ -106,8 +120,8 @@ def build_and_check(model: str, batch: int, side: str, options: GpuOptions, plac
     precision = options.precision_of(side)
     say(f"{model}, batch {batch}: building {side} {precision}")
     found = place.build(Task(model, batch, side, precision, options.device, dict(options.compile)), options.limit_s)
-    allowed = COARSE_TOLERANCE[precision]
-    if side != BASELINE and found.eager_error is not None:
+    allowed = INT8_TOLERANCE if side == INT8_SIDE else COARSE_TOLERANCE[precision]
+    if side not in (BASELINE, INT8_SIDE) and found.eager_error is not None:
         allowed = found.eager_error * (options.factor if side == SUBJECT else PEERS_FACTOR)
     why = found.why
     if not why and (found.error is None or not passes(found.error, allowed)):
@@ -222,8 +236,9 @@ def say(text: str) -> None:
 
 
 def failures(report: Report) -> list[str]:
-    """A sentence for each case on which our own side was not timed."""
-    return [f"{r.model}, batch {r.batch}: {r.why}" for r in report.rows if r.side == SUBJECT and r.why]
+    """A sentence for each case on which a side of our own was not timed."""
+    ours = [r for r in report.rows if r.side in (SUBJECT, INT8_SIDE) and r.why]
+    return [f"{r.model}, batch {r.batch}: {r.why}" for r in ours]
 
 
 def names(text: str, known: Collection[str] = ()) -> tuple[str, ...]:
@@ -236,7 +251,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", default=",".join(MODELS), help="timm names, transformers names, bert_base or file.py:function")
     made.add_argument("--batch", default="", help="batch sizes; by default 1 and 128 of convolutional networks, 1 and 32 of others")
     made.add_argument("--sides", default=",".join(GPU_SIDES), help=f"of {', '.join(GPU_BUILDERS)}")
-    made.add_argument("--precision", default=defaults.precision, help="f16 or bf16; eager is float32 besides")
+    made.add_argument("--precision", default=defaults.precision, help="f16, bf16, or int8: f16 and torchsmith-int8 beside it")
     made.add_argument("--seconds", type=float, default=defaults.seconds, help="timing per model and batch, all sides together")
     made.add_argument("--limit", type=float, default=defaults.limit_s, help="seconds that building one side may take")
     made.add_argument("--factor", type=float, default=FACTOR, help="our error may be this times eager's in the same precision")
@@ -260,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         factor=given.factor,
         device=given.device,
         compile=json.loads(given.compile),
-    )
+    ).with_int8()
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
     try:

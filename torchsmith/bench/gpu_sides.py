@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchsmith.bench.models import Inputs
 from torchsmith.bench.sides import BASELINE, PRECISIONS, SUBJECT, Builder, Built, cast, torchscript
 
+INT8_SIDE = "torchsmith-int8"  # our own once more, calibrated
+BESIDE_INT8 = "f16"  # what layers that are not int8 compute in
 WARM_UP_CALLS = 3  # before a graph is captured: libraries choose their algorithms and allocate
 
 
@@ -100,10 +102,20 @@ def torchsmith(module: nn.Module, inputs: Inputs, precision: str, options: Mappi
         module,
         inputs=list(inputs.args),
         kwarg_inputs=inputs.kwargs or None,
-        enabled_precisions={PRECISIONS[precision]},
-        **(options or {}),
+        **{"enabled_precisions": {PRECISIONS[precision]}, **(options or {})},
     )
     return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), repr(fast))
+
+
+def torchsmith_int8(
+    module: nn.Module, inputs: Inputs, precision: str, options: Mapping[str, Any] | None = None, data: Sequence[Inputs] = ()
+) -> Built:
+    """Calibrated with `data`; with the inputs themselves where there is none. Called as `torchsmith` is."""
+    calls = data or (inputs,)
+    calibrator = [(*given.args, given.kwargs) if given.kwargs else given.args for given in calls]
+    wanted = {"enabled_precisions": {PRECISIONS[BESIDE_INT8], torch.int8}, "calibrator": calibrator}
+    built = torchsmith(module, inputs, BESIDE_INT8, {**(options or {}), **wanted})
+    return Built(built.prepare, built.call, f"{built.note}; calibrated with {sum(given.items for given in calls)} items")
 
 
 # in the order in which they are built: quick ones first, so that a killed run has something to show
@@ -112,7 +124,8 @@ GPU_BUILDERS: Mapping[str, Builder] = {
     "torchscript": script,
     "cudagraph": cuda_graph,
     SUBJECT: torchsmith,
+    INT8_SIDE: torchsmith_int8,
     "inductor": inductor,
     "max-autotune": partial(inductor, mode="max-autotune"),
 }
-GPU_SIDES = tuple(name for name in GPU_BUILDERS if name != "max-autotune")
+GPU_SIDES = tuple(name for name in GPU_BUILDERS if name not in ("max-autotune", INT8_SIDE))

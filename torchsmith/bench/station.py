@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from torchsmith.bench.check import outputs_of, reference, worst_error
-from torchsmith.bench.gpu_sides import GPU_BUILDERS, eager
-from torchsmith.bench.models import Inputs, load
+from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, INT8_SIDE, eager
+from torchsmith.bench.models import Inputs, Model, load
 from torchsmith.bench.sides import SUBJECT, Builder, Built, first_line, forget_compiled
 
 CHECK_SEEDS = (0, 1)
+CALIBRATION_SEED = 1000  # the first of those; far from the ones above
+OURS = (SUBJECT, INT8_SIDE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Station:
         self.forget()
         self._device = task.device
         # a library that times its algorithms first is what its users would have; ours chooses by itself
-        torch.backends.cudnn.benchmark = task.side != SUBJECT
+        torch.backends.cudnn.benchmark = task.side not in OURS
         try:
             with torch.no_grad():
                 return self._build(task)
@@ -85,9 +87,12 @@ class Station:
         ]
         inputs = checks[0][0]
         builder = self._builders[task.side]
-        if task.side == SUBJECT and task.options:
+        if task.side in OURS and task.options:
             builder = partial(builder, options=task.options)  # type: ignore[call-arg]  # only our own side has options
-        own = errors(eager(copy.deepcopy(module), inputs, task.precision), checks)
+        if task.side == INT8_SIDE:
+            builder = partial(builder, data=calibration_data(model, task))  # type: ignore[call-arg]
+        beside = BESIDE_INT8 if task.side == INT8_SIDE else task.precision
+        own = errors(eager(copy.deepcopy(module), inputs, beside), checks)
         start = time.perf_counter()
         built = builder(copy.deepcopy(module), inputs, task.precision)
         build_s = time.perf_counter() - start
@@ -165,6 +170,12 @@ def expect(module: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 def errors(built: Built, checks: list[tuple[Inputs, list[Tensor]]]) -> float:
     return max(worst_error(outputs_of(built, given), expected) for given, expected in checks)
+
+
+def calibration_data(model: Model, task: Task) -> list[Inputs]:
+    """Two calls' inputs, eight where a call has one item; none is among those that outputs are checked on."""
+    calls = 2 if task.batch > 1 else 8
+    return [moved(model.inputs(task.batch, CALIBRATION_SEED + index), task.device) for index in range(calls)]
 
 
 def moved(inputs: Inputs, device: str) -> Inputs:
