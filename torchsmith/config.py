@@ -68,6 +68,19 @@ class BuildConfig:
     disable_tf32: bool = option(False, "multiply float32 in full on GPUs, also where PyTorch's switches allow TF32")
     tactics_per_node: int = option(8, "how many configurations of each kernel template are timed for a layer")
     compile_workers: int = option(0, "processes that compile GPU kernels; 0: as many as there are CPU cores")
+    workspace_size: int = option(0, "TensorRT: bytes of scratch memory that a layer may use; 0: as much as there is")
+    optimization_level: int | None = option(
+        None, "TensorRT: how long to search for fast kernels, 0 to 5; the default is its own, 3"
+    )
+    version_compatible: bool = option(False, "TensorRT: build engines that later versions of it can run")
+    hardware_compatible: bool = option(False, "TensorRT: build engines that run on every GPU since Ampere")
+    sparse_weights: bool = option(False, "TensorRT: let it use 2:4 sparse kernels for weights that are 2:4")
+    max_aux_streams: int | None = option(
+        None, "TensorRT: streams that an engine may use beside the caller's; the default is its own choice"
+    )
+    engine_capability: str = option(
+        "standard", "TensorRT: what engines are restricted to", choices=("standard", "safety", "dla_standalone")
+    )
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,13 @@ def _read(f: dataclasses.Field[Any], value: Any) -> Any:
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise InvalidOption(f"timing_cache={value!r}; it takes a file's path, or '' for none")
         return None if value is None else os.fspath(value)
+    if f.name in ("optimization_level", "max_aux_streams"):
+        most = 5 if f.name == "optimization_level" else None
+        if value is not None and (type(value) is not int or value < 0 or (most is not None and value > most)):
+            raise InvalidOption(
+                f"{f.name}={value!r}; it takes a whole number" + (f" from 0 to {most}" if most else " that is not negative")
+            )
+        return value
     if isinstance(f.default, bool) and not isinstance(value, bool):
         raise InvalidOption(f"{f.name}={value!r}; it takes True or False")
     if type(f.default) is int and (type(value) is not int or value < 0):

@@ -58,7 +58,9 @@ def _type(field: dataclasses.Field[Any]) -> Any:
     choices = field.metadata["choices"]
     if choices:
         return Enum(field.name, {choice: choice for choice in choices}, type=str)
-    return type(field.default) if isinstance(field.default, (bool, int)) else str
+    if isinstance(field.default, (bool, int)):
+        return type(field.default)
+    return int if field.type == "int | None" else str
 
 
 def _metavar(field: dataclasses.Field[Any]) -> str | None:

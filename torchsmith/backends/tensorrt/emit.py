@@ -291,7 +291,8 @@ def edge_names(graph: Graph) -> tuple[list[str], list[str]]:
 def _strongly_typed() -> int:
     """Network flags. TensorRT 11 and later know no other networks."""
     flags = getattr(trt(), "NetworkDefinitionCreationFlag", None)
-    return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    flag = getattr(flags, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
 
 
 def refuses(node: Node) -> str | None:

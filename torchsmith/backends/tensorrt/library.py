@@ -38,7 +38,7 @@ def trt() -> Any:
 
 
 def is_rtx() -> bool:
-    return trt().__name__ != "tensorrt"
+    return str(trt().__name__) != "tensorrt"
 
 
 def title() -> str:
