@@ -25,9 +25,10 @@ from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.permute import Permute
-from torchsmith.ops.quantize import LIMITS, Dequantize, Quantize
+from torchsmith.ops.quantize import Dequantize, Quantize
 
 MOVES = frozenset({"Reshape", "Permute", "Slice", "Expand"})
+ORDERED = frozenset({"MaxPool"})  # the greatest of some numbers is that of the integers that they are
 OFFSET = 128  # from uint8 to int8
 
 
@@ -35,7 +36,7 @@ def quantized(graph: Graph) -> Graph:
     if not any(isinstance(node.op, (Quantize, Dequantize)) for node in graph.nodes):
         return graph
     moving = [_of_constant, _cast, _move_before, _concatenation, _move_after]
-    graph = _after_pools(apply(_signed(graph), moving))
+    graph = apply(_signed(graph), moving)
     graph = apply(graph, [*moving, _product])
     return _for_each_user(apply(graph, [_of_weights, _per_channel]))
 
@@ -65,27 +66,6 @@ def _only_dequantized(node: Node, users: dict[Value, list[Node]], outputs: set[V
     parts = [node, *users[q]]
     known = all(v in graph.constants for n in parts for v in n.inputs[2:])
     return q not in outputs and known and all(isinstance(n.op, Dequantize) and n.inputs[0] is q for n in users[q])
-
-
-def _after_pools(graph: Graph) -> Graph:
-    """The greatest of some rounded numbers is one of them: what it is given to finds a pair again."""
-    pairs = {n.outputs[0]: n for n in graph.nodes if isinstance(n.op, Dequantize) and n.op.axis is None}
-    nodes = list[Node]()
-    for node in graph.nodes:
-        pair = pairs.get(node.inputs[0]) if type(node.op).__name__ == "MaxPool" and len(node.outputs) == 1 else None
-        if pair is None:
-            nodes.append(node)
-            continue
-        (y,) = node.outputs
-        low, high = LIMITS[pair.inputs[0].type.dtype]
-        pooled, q = Value(f"{y.name}.pooled", y.type), Value(f"{y.name}.integers", y.type.with_dtype(pair.inputs[0].type.dtype))
-        nodes += [
-            Node(node.op, node.inputs, (pooled,), node.origin),
-            Node(Quantize(q.type.dtype, low, high), (pooled, *pair.inputs[1:]), (q,), node.origin),
-            Node(pair.op, (q, *pair.inputs[1:]), (y,), node.origin),
-        ]
-        pairs[y] = nodes[-1]
-    return replace(graph, nodes=tuple(nodes))
 
 
 def _shifted(node: Node, made: dict[Value, Tensor]) -> Value:
@@ -119,8 +99,8 @@ def _cast(node: Node, seen: Seen) -> Sequence[Value] | None:
 
 
 def _move_before(node: Node, seen: Seen) -> Sequence[Value] | None:
-    """What moves elements about moves integers: a product finds them behind it."""
-    before = seen.producer(node.inputs[0]) if type(node.op).__name__ in MOVES else None
+    """What moves elements about, or chooses among them, does so with integers: a product finds them behind it."""
+    before = seen.producer(node.inputs[0]) if type(node.op).__name__ in MOVES | ORDERED else None
     if before is None or not isinstance(before.op, Dequantize) or before.op.axis is not None:
         return None
     return [before.op(node.op(before.inputs[0]), *before.inputs[1:])]

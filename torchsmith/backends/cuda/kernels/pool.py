@@ -25,8 +25,9 @@ def window(o, size, out_size, K: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.con
 
 @triton.jit
 def tap(x, acc, place, inside, MAX: tl.constexpr):
-    if MAX:
-        return maximum(acc, tl.load(x + place, mask=inside, other=float("-inf")).to(tl.float32))
+    if MAX:  # of int8 nothing is less than -128, which every window has room for
+        least: tl.constexpr = -128 if x.dtype.element_ty == tl.int8 else float("-inf")
+        return maximum(acc, tl.load(x + place, mask=inside, other=least).to(tl.float32))
     else:
         return acc + tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
 

@@ -53,7 +53,8 @@ class PoolTemplate:
         if len(parts.outputs) > 1 or parts.before:
             raise Unsupported("the node has several outputs, or pointwise nodes before the pooling")
         x, (output,), shape = main.inputs[0], parts.outputs, main.outputs[0].type.shape
-        if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        integers = (torch.int8,) if type(main.op).__name__ == "MaxPool" else ()
+        if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32, *integers):
             raise Unsupported(f"pooling of {x.type.dtype}")
         for value in (x, output):
             if isinstance(value.type.numel, int) and value.type.numel >= 2**31:
