@@ -82,7 +82,7 @@ def test_integers(channels_first: bool, zero_point: bool, scaled: bool, monkeypa
         sparse_int8.SparseInt8Template, "configs", lambda self, e: [c for c in configs(self, e) if c.scaled == scaled]
     )
     graph = integers(channels_first, zero_point, False)
-    found = run(graph, [torch.randint(-128, 128, graph.inputs[0].type.shape).to(torch.int8)])  # type: ignore[arg-type]
+    found = run(graph, [torch.randint(-128, 128, graph.inputs[0].type.shape).to(torch.int8)])
     assert found.kernels == ["[SparseIntegerLinear]", "pointwise"]
     (op,) = [step.op for step in found.steps if hasattr(step, "op")]
     assert isinstance(op, SparseIntegerLinear) and op.dtype == (torch.float16 if scaled else torch.int32)

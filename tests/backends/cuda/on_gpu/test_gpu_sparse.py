@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torchsmith
-from tests.backends.cuda.on_gpu.nets import BFLOAT, HALF, Vit, error, fast, images, made, needs_gpu, right
+from tests.backends.cuda.on_gpu.nets import BFLOAT, HALF, Vit, double, error, fast, images, made, needs_gpu, right
+from torchsmith.backends import target_of
 from torchsmith.backends.cuda import tactics
 from torchsmith.backends.cuda.plan import CallStep
 from torchsmith.backends.cuda.sparse import CUSPARSELT, CUTLASS, SparseIntegerLinear, SparseLinear, has_cusparselt, has_cutlass
 from torchsmith.backends.cuda.tactics import sparse
 from torchsmith.backends.cuda.two_four import packed
+from torchsmith.bench import sparse as bench
 from torchsmith.runtime.compiled import CompiledModule
 from torchsmith.sparsity import two_four_mask
 
@@ -112,7 +115,9 @@ def sparse_model(kind: type[nn.Module] = Net) -> nn.Module:
 
 @pytest.fixture
 def sparse_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tactics, "ORDER", ("sparse", *(name for name in tactics.ORDER if name != "sparse")))
+    monkeypatch.setattr(
+        tactics, "ORDER", (*sorted(tactics.SPARSE), *(name for name in tactics.ORDER if name not in tactics.SPARSE))
+    )
 
 
 def called(module: CompiledModule) -> list[str]:
@@ -151,6 +156,30 @@ def test_a_saved_engine_lays_its_weights_out_when_it_is_loaded(tmp_path: Path) -
     torchsmith.save(module, tmp_path / "model")
     loaded = torchsmith.load(tmp_path / "model")
     torch.testing.assert_close(loaded(pictures()), module(pictures()), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("sparse_first")
+def test_an_engine_of_int8() -> None:
+    model = sparse_model()
+    options: dict[str, Any] = {"enabled_precisions": {HALF, torch.int8}, "tune": False, "require_full_compilation": True}
+    data = [pictures(seed=seed) for seed in range(4)]
+    module = torchsmith.compile(model, inputs=[pictures()], calibrator=data, **options)
+    assert isinstance(module, CompiledModule) and called(module).count("SparseIntegerLinear") >= 1, called(module)
+    with tactics.only_dense():
+        dense = torchsmith.compile(model, inputs=[pictures()], calibrator=data, **options)
+    assert isinstance(dense, CompiledModule) and "SparseIntegerLinear" not in called(dense)
+    for seed in (7, 8):
+        x = pictures(seed=seed)
+        wanted = double(model, x)
+        assert error(module(x), wanted) <= 1.1 * error(dense(x), wanted) + 2e-3
+
+
+def test_the_bench() -> None:
+    products = [bench.Product("a net", "fc", 1, 64, 128, 64)]
+    target = target_of("cuda")
+    for precision in bench.PRECISIONS:
+        (row,) = bench.time_products(products, precision, target)
+        assert row.dense_us and row.sparse_us and row.error is not None and not row.against, row
 
 
 def test_they_compete_with_dense_tactics(tmp_path: Path) -> None:

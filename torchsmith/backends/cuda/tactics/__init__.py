@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from torchsmith.backends.cuda.roofline import flops_of
 from torchsmith.errors import Unsupported
 
 # Modules here whose TEMPLATE keeps the protocol, library ones after ours.
-ORDER = (
+ORDER: tuple[str, ...] = (
     "gemv", "gemm", "gemm_int8", "gemm_norm", "depthwise", "depthwise_gate", "squeeze_excite", "convolution", "stem_taps", "stem",
     "norm", "softmax", "reduce", "attention", "attention_library", "pool", "concat", "pointwise", "movement", "cudnn", "cublas",
     "sparse", "sparse_int8",
@@ -76,6 +77,18 @@ def tactics_of(e: Emission, limit: int = 1000) -> tuple[list[Tactic], list[str]]
     if kind == "convolution" and e.likely(flops_of(e.node), 0) >= LIBRARY_FLOPS:
         found.sort(key=lambda t: (t.template, getattr(t.config, "variant", "")) != ("cudnn", "fused"))
     return found, refusals
+
+
+@contextlib.contextmanager
+def only_dense() -> Iterator[None]:
+    """No tactics for 2:4 weights in what is built while the block runs, in the whole process."""
+    global ORDER
+    before = ORDER
+    ORDER = tuple(name for name in before if name not in SPARSE)
+    try:
+        yield
+    finally:
+        ORDER = before
 
 
 def kind_of(e: Emission) -> str:
