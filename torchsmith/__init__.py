@@ -8,7 +8,7 @@ With torchsmith imported, `torch.export.load` opens such a file too.
 """
 
 from torchsmith import ptq
-from torchsmith.compile import compile
+from torchsmith.compile import compile, convert_method_to_trt_engine
 from torchsmith.dtypes import dtype
 from torchsmith.explain import explain
 from torchsmith.inputs import Device, Input
@@ -17,4 +17,17 @@ from torchsmith.quantize.budget import AccuracyBudget
 from torchsmith.sparsity import sparsify
 from torchsmith.version import __version__
 
-__all__ = ["AccuracyBudget", "Device", "Input", "__version__", "compile", "dtype", "explain", "load", "ptq", "save", "sparsify"]
+__all__ = [
+    "AccuracyBudget",
+    "Device",
+    "Input",
+    "__version__",
+    "compile",
+    "convert_method_to_trt_engine",
+    "dtype",
+    "explain",
+    "load",
+    "ptq",
+    "save",
+    "sparsify",
+]

@@ -67,6 +67,30 @@ def compile(
         return in_parts(module, examples, config, device, why)
 
 
+def convert_method_to_trt_engine(
+    module: Any, method_name: str = "forward", inputs: Sequence[Any] | Mapping[str, Any] | None = None, **options: Any
+) -> bytes:
+    """A model as one TensorRT engine, in TensorRT's own bytes: what `trtexec` and TensorRT's runtime load.
+
+    Inputs are called input0, input1, ... there, and outputs output0, output1, ...; both are in the order of the model's. options:
+    as `compile` takes them, with backend="tensorrt" and require_full_compilation=True.
+    Raises what `compile` does, and InvalidOption for a method other than "forward".
+    """
+    from torchsmith.backends.tensorrt.engine import parse
+    from torchsmith.errors import BuildError
+    from torchsmith.runtime.compiled import CompiledModule
+    from torchsmith.runtime.tensors import to_bytes
+
+    if method_name != "forward":
+        raise InvalidOption(f"method_name={method_name!r}; models are compiled by their forward, so wrap the method in a module's")
+    fixed = {"backend": "tensorrt", "require_full_compilation": True, "min_block_size": 1}
+    compiled = compile(module, inputs=inputs, **{**options, **fixed})
+    calls = compiled.plan.engine_calls if isinstance(compiled, CompiledModule) else []
+    if not isinstance(compiled, CompiledModule) or len(calls) != 1 or compiled.plan.torch_calls:
+        raise BuildError(f"the model did not become one engine and nothing else: {compiled!r}")
+    return parse(to_bytes(compiled.tensors[calls[0].constant])).plan.numpy().tobytes()
+
+
 def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -> CompiledModule:
     """The road: a model as one program."""
     from torchsmith import debug

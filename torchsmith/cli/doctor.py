@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # relative, against float64: what rounding explains, for a network of a few layers
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-MORE_PACKAGES = ("triton", "torchvision", "tensorrt", "safetensors", "sympy")
+MORE_PACKAGES = ("triton", "torchvision", "tensorrt", "tensorrt_rtx_cu13_bindings", "safetensors", "sympy")
 
 
 @dataclass(frozen=True)
