@@ -37,6 +37,17 @@ class Explanation:
         return refusals
 
     @property
+    def accuracy(self) -> dict[str, Any] | None:
+        """What an accuracy budget led to; None where there was none.
+
+        budget, allowed: what may be lost. spent: what is, measured_on the engines or a simulation, over so many batches; error: the
+        outputs' relative error. time: of the model's matrix work by a cost model, as a share of that in the most accurate float.
+        layers: name, precision, gain (the layer's part of that saving) and alone: by precision the loss with nothing else rounded.
+        """
+        accuracy: dict[str, Any] | None = self.report.get("accuracy")
+        return accuracy
+
+    @property
     def summary(self) -> str:
         """One sentence."""
         inside, total, script = self.report["ops_in_engines"], self.report["ops"], self.report.get("script")
@@ -74,6 +85,8 @@ class Explanation:
                 )
                 table.add_row(*map(Text, row))
             parts.append(table)
+        if self.accuracy:
+            parts += _accuracy(self.accuracy)
         if self.refusals:
             table = Table(title="in PyTorch", title_justify="left")
             for column in ("op", "reason", "where"):
@@ -98,6 +111,40 @@ class Explanation:
         return capture.get()
 
     __repr__ = __str__
+
+
+def _accuracy(found: dict[str, Any]) -> list[Any]:
+    """What each layer costs and gains, and a sentence on the whole."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counts: dict[str, int] = {}
+    for layer in found["layers"]:
+        counts[layer["precision"]] = counts.get(layer["precision"], 0) + 1
+    tried = sorted({precision for layer in found["layers"] for precision in layer["alone"]})
+    table = Table(title="precisions within the accuracy budget", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("precision")
+    for precision in tried:
+        table.add_column(f"{precision} alone loses", justify="right")
+    table.add_column("time gained", justify="right")
+    for layer in found["layers"]:
+        alone = (_loss(layer["alone"][precision]) if precision in layer["alone"] else "" for precision in tried)
+        gain = f"{100 * layer['gain']:.1f} %" if layer["gain"] else ""
+        table.add_row(*map(Text, (layer["name"], layer["precision"], *alone, gain)))
+    layers = ", ".join(f"{count} {precision}" for precision, count in counts.items())
+    sentence = (
+        f"accuracy: {found['budget']} allowed, {found['spent']:.3g} measured on {found['measured_on']} over {found['batches']} "
+        f"batches; layers: {layers}; their time by {found['gains_by']}: {100 * found['time']:.0f} % of that in the widest float"
+    )
+    return [sentence, table]
+
+
+def _loss(alone: dict[str, float | None]) -> str:
+    spent, error = alone["spent"], alone["error"]
+    if spent is None or error is None:
+        return "all"
+    return f"{spent:.2g}" if spent == error else f"{spent:.2g} (error {error:.2g})"
 
 
 def _lines(types: list[str]) -> str:

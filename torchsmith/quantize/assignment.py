@@ -17,8 +17,8 @@ from torch import fx
 
 from torchsmith.quantize.sensitivity import Choice, Option
 
-# How many steps are tried to be taken back, those that cost most time first.
-_TAKEN_BACK = 24
+# How many steps are tried to be taken back, those that cost most time first, and the least share of all time that one is worth it.
+_TAKEN_BACK, _WORTHWHILE = 8, 0.005
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def search(ladder: Ladder, loss: Callable[[Collection[Step]], float], allowed: f
             fails = middle
     taken = list(row[:holds])
     # the last step was just found to be needed
-    for step in sorted(taken[:-1], key=lambda step: -step.time)[:_TAKEN_BACK]:
+    dear = [step for step in taken[:-1] if step.time > _WORTHWHILE * ladder.time(taken)]
+    for step in sorted(dear, key=lambda step: -step.time)[:_TAKEN_BACK]:
         if any(other.node is step.node and other.level > step.level for other in taken):
             continue
         fewer = [other for other in taken if other is not step]

@@ -18,7 +18,7 @@ from torchsmith.errors import BudgetExceeded
 from torchsmith.lower.editing import copied, settled
 from torchsmith.quantize.assignment import Ladder, Step, families, raised, search
 from torchsmith.quantize.batches import Batch, batches_of
-from torchsmith.quantize.budget import Budget, Loss, Sample, Tally, samples_of
+from torchsmith.quantize.budget import AccuracyBudget, Budget, Loss, Sample, Tally, samples_of
 from torchsmith.quantize.calibration import Calibration
 from torchsmith.quantize.insert import correct_biases, insert, with_ranges
 from torchsmith.quantize.placement import Placement, among, place, worthwhile
@@ -28,6 +28,10 @@ from torchsmith.target import Target
 
 # Calls of the program: that layers are told apart by, and that assignments are tried on before all data have the last word.
 _ALONE_CALLS, _TRIED_CALLS = 2, 8
+# Engines are built this often at most, before the most accurate one; and again only where the layers would take this share of the
+# time. An engine loses more or less than a simulation of it: OpenVINO's do by a third less in int8, by half more in bfloat16.
+_BUILDS, _FASTER = 5, 0.98
+_GREAT = 1e6  # for losses that are infinite
 
 Run = Callable[[Batch], Sequence[Any]]
 
@@ -69,9 +73,14 @@ class Assignment:
         """The float of what is no layer, and of layers that int8 would not serve."""
         return self.ladder.family.floats[0]
 
+    @property
+    def time(self) -> float:
+        """By the cost model."""
+        return self.ladder.time(self.taken)
+
 
 class Budgeted:
-    """The search over one model's assignments; it goes on where what was built loses more than was simulated."""
+    """The search over one model's assignments, which learns from what engines were measured to lose."""
 
     def __init__(self, model: Model, data: Iterable[Any], allowed: Allowed) -> None:
         """data: can be iterated over again. Raises BudgetExceeded where nothing keeps the budget; InvalidInput and InvalidOption
@@ -91,21 +100,43 @@ class Budgeted:
             list(_until(iter(self._tried), _ALONE_CALLS)), allowed.budget, model.target, model.skip_layers,
         )  # fmt: skip
         self.ladders = [Ladder(family, self.choices) for family in families(allowed.int8, allowed.floats, allowed.mixes)]
-        with progress_of("choosing precisions") as progress:
-            self.assignment = self._fastest(progress)
+        self._measured: dict[tuple[Ladder, frozenset[Step]], Loss] = {}
+        self._bias = {ladder: (1.0, 0.0) for ladder in self.ladders}  # of engines: a factor, and what is added
+        self.best: Assignment | None = None
+        found = self._fastest()
+        if found is None:
+            top = self._top()
+            raise BudgetExceeded(self._sentence("a simulation", top.simulated))
+        self.assignment = found
 
-    def tightened(self, measured: Loss) -> None:
-        """Take a more accurate assignment, since this one's engines lose more than is allowed. Raises BudgetExceeded."""
+    def learn(self, measured: Loss) -> bool:
+        """Note what the engines of the present assignment lose. Gives whether that keeps the budget."""
         now = self.assignment
-        limit = now.simulated.spent - (measured.spent - self.allowed.budget.loss)
-        if len(now.taken) < len(now.ladder.steps):
-            with progress_of("choosing precisions again") as progress:
-                more = raised(now.ladder, now.taken, self._spending(now.ladder, True, progress), limit)
-            self._take(now.ladder, now.ladder.steps if more is None else more)
-        elif now.ladder is not self.ladders[-1]:
-            self._take(self.ladders[-1], self.ladders[-1].steps)
-        else:
-            raise BudgetExceeded(self._sentence("the engines", measured))
+        self._measured[now.ladder, frozenset(now.taken)] = measured
+        if isinstance(self.allowed.budget, AccuracyBudget):
+            self._bias[now.ladder] = 1.0, min(measured.spent, _GREAT) - min(now.simulated.spent, _GREAT)
+        elif 0 < now.simulated.spent < math.inf:
+            self._bias[now.ladder] = min(measured.spent / now.simulated.spent, _GREAT), 0.0
+        holds = measured.spent <= self.allowed.budget.loss
+        if holds:
+            self.best = now
+        return holds
+
+    def goes_on(self) -> bool:
+        """Take another assignment, going by how the engines differed from the simulation: a faster one than the best so far, or
+        a more accurate one where none kept the budget. False where the best so far is to be kept. Raises BudgetExceeded.
+        """
+        found = self._fastest() if len(self._measured) < _BUILDS else None
+        if self.best is not None:
+            if found is None or found.time > _FASTER * self.best.time:
+                self.assignment = self.best
+                return False
+        elif found is None:
+            found = self._top()
+            if (loss := self._measured.get((found.ladder, frozenset(found.taken)))) is not None:
+                raise BudgetExceeded(self._sentence("a run of the engines", loss))
+        self.assignment = found
+        return True
 
     def loss(self, run: Run) -> Loss:
         """What the calls of another form of the model lose, over all calibration data."""
@@ -182,28 +213,41 @@ class Budgeted:
         batches = batches_of(self.data, self.model.program, device)
         return samples_of(batches, self.simulation.outputs, self.allowed.budget, self.spec)
 
-    def _fastest(self, progress: Progress) -> Assignment:
+    def _fastest(self) -> Assignment | None:
+        """The fastest assignment that is expected to keep the budget on engines."""
         limit, found = self.allowed.budget.loss, list[tuple[float, Ladder, tuple[Step, ...]]]()
-        for ladder in self.ladders:
-            taken = search(ladder, self._spending(ladder, False, progress), limit)
-            if taken is not None:
-                found.append((ladder.time(taken), ladder, taken))
-        for _, ladder, taken in sorted(found, key=lambda entry: entry[0]):
-            spent = self._spending(ladder, True, progress)
-            more: tuple[Step, ...] | None = taken
-            if spent(taken) > limit:
-                more = raised(ladder, taken, spent, limit)
-            if more is not None:
-                return Assignment(ladder, more, self._loss(ladder, more, True, progress))
+        with progress_of("choosing precisions") as progress:
+            for ladder in sorted(self.ladders, key=lambda ladder: ladder.time(())):
+                if any(time <= ladder.time(()) for time, _, _ in found):
+                    break  # not even its fastest assignment is faster
+                taken = search(ladder, self._expecting(ladder, False, progress), limit)
+                if taken is not None:
+                    found.append((ladder.time(taken), ladder, taken))
+            for _, ladder, taken in sorted(found, key=lambda entry: entry[0]):
+                expected = self._expecting(ladder, True, progress)
+                more: tuple[Step, ...] | None = taken
+                if expected(taken) > limit:
+                    more = raised(ladder, taken, expected, limit)
+                if more is not None:
+                    return Assignment(ladder, more, self._loss(ladder, more, True, progress))
+        return None
+
+    def _top(self) -> Assignment:
+        """The most accurate one."""
         ladder = self.ladders[-1]
-        raise BudgetExceeded(self._sentence("a simulation", self._loss(ladder, ladder.steps, True, progress)))
+        with progress_of("choosing precisions") as progress:
+            return Assignment(ladder, ladder.steps, self._loss(ladder, ladder.steps, True, progress))
 
-    def _take(self, ladder: Ladder, taken: tuple[Step, ...]) -> None:
-        with progress_of("choosing precisions again") as progress:
-            self.assignment = Assignment(ladder, taken, self._loss(ladder, taken, True, progress))
+    def _expecting(self, ladder: Ladder, everything: bool, progress: Progress) -> Callable[[Collection[Step]], float]:
+        """What engines are expected to lose with some steps taken: as measured, or as simulated and corrected."""
+        factor, added = self._bias[ladder]
 
-    def _spending(self, ladder: Ladder, everything: bool, progress: Progress) -> Callable[[Collection[Step]], float]:
-        return lambda taken: self._loss(ladder, taken, everything, progress).spent
+        def expected(taken: Collection[Step]) -> float:
+            if (measured := self._measured.get((ladder, frozenset(taken)))) is not None:
+                return measured.spent
+            return factor * self._loss(ladder, taken, everything, progress).spent + added
+
+        return expected
 
     def _loss(self, ladder: Ladder, taken: Collection[Step], everything: bool, progress: Progress) -> Loss:
         """Simulated. everything: over all data; else over those that assignments are tried on."""
@@ -244,7 +288,7 @@ class Budgeted:
         more = "" if torch.float32 in self.allowed.floats else "add torch.float32 to enabled_precisions, or "
         return (
             f"accuracy_budget allows {self.allowed.budget}, and with every layer in {names}, the most accurate that is enabled, "
-            f"{what} loses {found.spent:.3g}; {more}allow more"
+            f"{what} shows {found.spent:.3g}; {more}allow more"
         )
 
 

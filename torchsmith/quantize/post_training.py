@@ -19,7 +19,7 @@ from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.lower import Lowered
 from torchsmith.lower.editing import copied, settled
 from torchsmith.quantize.batches import Batch, batches_of
-from torchsmith.quantize.budget import Budget, Loss, budget_of
+from torchsmith.quantize.budget import Budget, budget_of
 from torchsmith.quantize.budgeted import Allowed, Budgeted, Model
 from torchsmith.quantize.calibration import Calibration, Range, digest, read
 from torchsmith.quantize.calibrator import CacheCalibrator, Calibrator, DataLoaderCalibrator, calibrator_of
@@ -46,10 +46,9 @@ class Quantized:
     calibration: Calibration | None = None
     budgeted: Budgeted | None = None
 
-    def tightened(self, measured: Loss) -> Quantized:
-        """More accurate, since what was built loses more than the budget allows. Raises BudgetExceeded."""
+    def again(self) -> Quantized:
+        """As the search goes on."""
         assert self.budgeted is not None
-        self.budgeted.tightened(measured)
         return replace(self, program=self.budgeted.program())
 
     def narrowed(self, config: Config) -> Config:
@@ -103,6 +102,12 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
         )
     program = copied(lowered.program)
     placement, calibration = place(program, config.skip_layers), None
+    for layer in placement.layers:
+        if (dtype := layer.node.meta["val"].dtype) != torch.float32:
+            raise InvalidOption(
+                f"accuracy_budget compares with the model in float32, and {layer.name} computes in {dtype}; give model.float(), "
+                f"and {dtype} in enabled_precisions"
+            )
     if torch.int8 in config.enabled_precisions:
         calibration = calibrate(program, placement, calibrator)
     model = Model(program, placement, calibration, config.skip_layers, target)

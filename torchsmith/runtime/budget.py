@@ -18,23 +18,26 @@ if TYPE_CHECKING:
 
 
 def within_budget(quantized: Quantized, finish: Callable[[Quantized], CompiledModule]) -> CompiledModule:
-    """What `finish` makes, and made again with more accurate layers as long as it loses more than the accuracy budget allows.
+    """What `finish` makes of a quantized program. With an accuracy budget it is run over the calibration data, and made again
+    until it is the fastest that keeps the budget.
 
-    Its report says under "accuracy" what was chosen and measured. Where the module cannot run on this machine, the simulated
-    figure stands there. Without a budget nothing is measured. Raises BudgetExceeded.
+    The report then says under "accuracy" what was chosen and measured. Where the module cannot run on this machine, the simulated
+    figure stands there. Raises BudgetExceeded.
     """
+    module = best = finish(quantized)
+    if (search := quantized.budgeted) is None:
+        return module
+    if module.missing:
+        module.report["accuracy"] = search.record(None)
+        return module
     while True:
-        module = finish(quantized)
-        if (search := quantized.budgeted) is None:
-            return module
-        if module.missing:
-            module.report["accuracy"] = search.record(None)
-            return module
         measured = search.loss(_caller(module, search.model.program.call_spec.in_spec))
-        if measured.spent <= search.allowed.budget.loss:
-            module.report["accuracy"] = search.record(measured)
-            return module
-        quantized = quantized.tightened(measured)
+        if search.learn(measured):
+            best = module
+            best.report["accuracy"] = search.record(measured)
+        if not search.goes_on():
+            return best
+        module = finish(quantized.again())
 
 
 def _caller(module: CompiledModule, spec: pytree.TreeSpec | None) -> Callable[[Batch], Sequence[Any]]:
