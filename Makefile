@@ -5,7 +5,7 @@ VENV   ?= .venv
 PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help demo test gpu lint env clean
+.PHONY: help demo test gpu tensorrt lint env clean
 .DEFAULT_GOAL := help
 
 help:   ## print this list
@@ -20,6 +20,10 @@ test: $(READY) lint  ## check style and types, then run the whole suite
 
 gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then the benchmark into docs/bench (ARGS="--models resnet50 --batch 1")
 	@$(PY) tools/gpu.py $(ARGS)
+
+tensorrt: $(READY)  ## on a machine with a GPU: whether TensorRT-RTX's engines are right (WITH=tensorrt: TensorRT's, which is installed first)
+	@$(if $(WITH),$(PY) -m pip install --quiet -c constraints.txt $(WITH))
+	@$(PY) -m pytest -q -n 0 -rs tests/backends/tensorrt/on_gpu
 
 lint: $(READY)  ## ruff and mypy --strict
 	@$(PY) -m ruff check .

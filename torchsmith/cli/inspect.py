@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from torchsmith.cli import show
+from torchsmith.cli.layers import engines, print_layers
 from torchsmith.cli.steps import print_profile, profiles, sizes_given
 from torchsmith.errors import BackendUnavailable, EngineMismatch, PackageError
 from torchsmith.target import Target
 
 if TYPE_CHECKING:
     from torchsmith.backends.cuda.inspect import Profile
+    from torchsmith.backends.tensorrt.engine import Engine
     from torchsmith.package.archive import Archive
     from torchsmith.runtime.plan import Input, Plan
 
@@ -64,25 +66,27 @@ def inspect(
       torchsmith inspect b0.pt2
     """
     sizes = sizes_given(at)
-    contents, found = shown(file, sizes, measure)
+    contents, found, built = shown(file, sizes, measure)
     if json:
         steps = [p and {"at": dict(p.at), "chip": p.chip, "steps": [row.to_json() for row in p.rows]} for p in found]
-        show.as_json({**asdict(contents), "steps": steps})
+        show.as_json({**asdict(contents), "steps": steps, "layers": [e and [asdict(layer) for layer in e.layers] for e in built]})
         return
     print_contents(contents)
-    for number, profile in enumerate(found):
+    for number, (profile, engine) in enumerate(zip(found, built, strict=True)):
         if profile is not None:
             print_profile(number, profile)
+        if engine is not None:
+            print_layers(number, engine)
 
 
-def shown(file: Path, at: Mapping[str, int], measure: bool) -> tuple[Contents, list[Profile | None]]:
-    """What is in a package, and a profile of each engine of the cuda backend."""
+def shown(file: Path, at: Mapping[str, int], measure: bool) -> tuple[Contents, list[Profile | None], list[Engine | None]]:
+    """What is in a package, a profile of each engine of the cuda backend, and what TensorRT was given for each of its own."""
     from torchsmith.package.archive import read_archive
 
     archive = read_archive(str(file))
     contents = contents_of(file, archive)
     plan = plan_for_here(archive)[0] if "parts" not in archive.header else None
-    return contents, profiles(archive, plan, at, measure) if plan else []
+    return contents, profiles(archive, plan, at, measure) if plan else [], engines(archive, plan) if plan else []
 
 
 def contents_of(file: Path, archive: Archive | None = None) -> Contents:
