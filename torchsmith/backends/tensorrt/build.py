@@ -12,7 +12,7 @@ from typing import Any
 
 from torchsmith.backends.tensorrt import engine
 from torchsmith.backends.tensorrt.emit import Emission, edge_names
-from torchsmith.backends.tensorrt.library import builder, log, said, title, trt
+from torchsmith.backends.tensorrt.library import builder, is_rtx, log, said, title, trt
 from torchsmith.config import BuildConfig
 from torchsmith.debug.progress import Progress, progress_of
 from torchsmith.errors import BuildError, InvalidOption
@@ -82,7 +82,8 @@ def configured(config: BuildConfig) -> Iterator[Any]:
             settings.set_flag(_offered("BuilderFlag", flag, option))
     if config.disable_tf32:
         settings.clear_flag(module.BuilderFlag.TF32)
-    file = Path(config.timing_cache) if config.timing_cache else None
+    # TensorRT-RTX compiles on the user's machine and times nothing here
+    file = Path(config.timing_cache) if config.timing_cache and not is_rtx() else None
     if file is not None:
         cache = settings.create_timing_cache(file.read_bytes() if file.exists() else b"")
         settings.set_timing_cache(cache, ignore_mismatch=False)

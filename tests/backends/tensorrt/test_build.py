@@ -1,0 +1,125 @@
+"""Graphs into TensorRT's engines: options, profiles, interruption, and engines as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torchsmith.backends.tensorrt import build, engine, library
+from torchsmith.config import BuildConfig, Config
+from torchsmith.debug.progress import Progress
+from torchsmith.errors import BuildError, EngineMismatch, InvalidOption
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.dim import symbol
+from torchsmith.ir.graph import Graph
+from torchsmith.ir.types import TensorType
+from torchsmith.target import Target
+
+if library.installed() is None:
+    pytest.skip("TensorRT is not installed", allow_module_level=True)
+SM_89 = Target("cuda", "sm_89")
+
+
+def copy(*shape: Any, high: int | None = 8) -> Graph:
+    """A graph that hands its only input out."""
+    sizes = tuple(symbol(size) if isinstance(size, str) else size for size in shape)
+    with Builder({size: (2, high) for size in shape if isinstance(size, str)}) as b:
+        return b.finish([b.input(TensorType(sizes, torch.float16))])
+
+
+def built(graph: Graph, **options: Any) -> engine.Engine:
+    return engine.parse(build.build_engine(graph, SM_89, BuildConfig(**options)))
+
+
+def test_an_engine_is_data() -> None:
+    found = built(copy(4, "n"))
+    assert (found.library, found.version) == ("TensorRT-RTX" if library.is_rtx() else "TensorRT", library.trt().__version__)
+    assert found.target == SM_89 and found.plan.numel() > 1000
+    assert found.inputs == (engine.Edge("input0", (4, "n"), torch.float16),)
+    assert found.outputs == (engine.Edge("output0", (4, "n"), torch.float16),)
+    assert [(layer.kind, layer.outputs) for layer in found.layers] == [("identity", ("half[4, ?]",))]
+
+
+def test_damaged_engines_are_refused() -> None:
+    data = build.build_engine(copy(4), SM_89, BuildConfig())
+    middle = len(data) // 2
+    for wrong in (b"", b"no engine", data[:-1], data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]):
+        with pytest.raises(EngineMismatch, match="these bytes are no tensorrt engine"):
+            engine.parse(wrong)
+    with pytest.raises(EngineMismatch, match="format 9, and this torchsmith reads up to 1"):
+        engine.parse(data.replace(b'\\"format\\": 1', b'\\"format\\": 9'))
+
+
+def test_options_reach_tensorrt() -> None:
+    config = BuildConfig(workspace_size=64 << 20, optimization_level=2, max_aux_streams=1, sparse_weights=True, disable_tf32=True)
+    module = library.trt()
+    with build.configured(config) as settings:
+        assert settings.get_memory_pool_limit(module.MemoryPoolType.WORKSPACE) == 64 << 20
+        assert settings.builder_optimization_level == 2 and settings.max_aux_streams == 1
+        assert settings.get_flag(module.BuilderFlag.SPARSE_WEIGHTS) and not settings.get_flag(module.BuilderFlag.TF32)
+    with build.configured(BuildConfig()) as settings:
+        assert not settings.get_flag(module.BuilderFlag.SPARSE_WEIGHTS) and settings.get_flag(module.BuilderFlag.TF32)
+
+
+@pytest.mark.parametrize("name", ["optimization_level", "max_aux_streams", "workspace_size"])
+@pytest.mark.parametrize("value", [-1, 1.5, "much"])
+def test_options_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(InvalidOption, match=f"{name}="):
+        Config.from_options(**{name: value})
+
+
+def test_names_of_options() -> None:
+    given = {"optimization_level": 5, "max_aux_streams": 0, "engine_capability": "safety", "version_compatible": True}
+    assert dataclasses.replace(BuildConfig(), **given) == Config.from_options(**given).build  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match=r"optimization_level=6; it takes a whole number from 0 to 5"):
+        Config.from_options(optimization_level=6)
+
+
+def test_a_profile_has_the_ends_and_the_middle() -> None:
+    profile = build.profile_of(copy("n", 3, high=32))
+    assert [tuple(shape) for shape in profile.get_shape("input0")] == [(2, 3), (8, 3), (32, 3)]
+    assert build.profile_of(copy(4, 3)) is None
+
+
+def test_a_size_without_a_limit() -> None:
+    with pytest.raises(BuildError, match=r"the most that the dynamic size n can be; give it, as in torchsmith\.Input"):
+        built(copy("n", high=None))
+
+
+@pytest.mark.skipif(library.is_rtx(), reason="TensorRT-RTX times nothing when it builds")
+def test_timings_are_kept_and_used(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "timings"
+    built(copy(4), timing_cache=str(file))
+    first = file.read_bytes()
+    built(copy(5), timing_cache=str(file))
+    assert first and file.read_bytes() and [p.name for p in file.parent.iterdir()] == ["timings"]
+
+
+def test_an_interrupted_build_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's code is between the one who presses Ctrl-C and us."""
+
+    def pressed(self: Progress) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "advance", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        built(copy(4, 4))
+    monkeypatch.undo()
+    assert built(copy(4, 4)).plan.numel()  # and the next one works
+
+
+def test_tensorrt_says_why_it_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def failing(network: Any, settings: Any) -> None:
+        name = network.get_layer(0).name
+        library.log().log(library.trt().ILogger.ERROR, f"Error Code 9: no kernel for {name}")
+
+    monkeypatch.setattr(build, "watched", failing)
+    with caplog.at_level(logging.ERROR, "torchsmith.tensorrt"), pytest.raises(BuildError) as failed:
+        built(copy(4))
+    assert "could not build the engine: Error Code 9: no kernel for the edge [1] (at the edge [1])" in str(failed.value)
+    assert "no kernel for the edge" in caplog.text
