@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.fx.node import Argument
 
 from torchsmith.capture.source import layer
 from torchsmith.convert import parameters_of
@@ -232,8 +233,11 @@ def _points(
     """The values to quantize. takers: for each value the nodes that want it in int8."""
     groups = _Groups()
     points = []
+    int8 = {taker for users in takers.values() for taker in users}
     for node in reversed(program.graph.nodes):
         wanting = takers.get(node, set())
+        if wanting and _averages(node, int8) and node not in skipped:
+            takers.setdefault(node.args[0], set()).add(node)
         if not wanting and not _is_sum_for(node, takers, weights, skipped):
             continue
         above = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
@@ -252,6 +256,24 @@ def _points(
         Point(node, name_of(node), tuple(u for u in node.users if u in users), numbers.setdefault(groups.root(node), len(numbers)))
         for node, users in reversed(points)
     )
+
+
+def _averages(node: fx.Node, int8: set[fx.Node]) -> bool:
+    """Whether the node averages what int8 layers, or the sum of one's result and another value, give.
+
+    Such a layer then writes int8, and a sum before it is one of int8's; that each number is rounded is lost in the mean.
+    """
+    if node.target not in _POOLING:
+        return False
+    source = _before_pointwise(node.args[0])
+    addends = source.args[:2] if isinstance(source, fx.Node) and source.target in _SUMS else (source,)
+    return any(_before_pointwise(addend) in int8 for addend in addends)
+
+
+def _before_pointwise(value: Argument) -> Argument:
+    while isinstance(value, fx.Node) and value.target in _POINTWISE:
+        value = value.args[0]
+    return value
 
 
 def _commutes(node: fx.Node) -> bool:

@@ -1,0 +1,47 @@
+"""Which values of a program are quantized, and for whom."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchsmith.quantize.placement import Placement, place
+from torchsmith.testing.pipeline import Pipeline
+
+
+class Head(nn.Module):
+    """Convolutions, their activated result or its sum with what came before, averaged, and a classifier."""
+
+    def __init__(self, adds: bool, normed: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        self.norm = nn.LayerNorm(6) if normed else nn.Identity()
+        self.adds = adds
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        y = self.second(x)
+        y = torch.nn.functional.silu(self.norm(y + x if self.adds else y))
+        return self.last(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def placed(model: nn.Module) -> Placement:
+    road = Pipeline(model.eval(), torch.randn(2, 8, 6, 6)).capture().lower()
+    return place(road.lowered.program)
+
+
+def users(placement: Placement) -> dict[str, set[str]]:
+    return {point.node.name: {user.name for user in point.users} for point in placement.points}
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_what_is_averaged_for_a_layer_is_int8_before_and_after(adds: bool) -> None:
+    found = users(placed(Head(adds)))
+    assert found["silu"] == {"mean"} and found["mean"] == {"linear"}
+    assert ("add" in found["relu"] and found["conv2d_1"] == {"add"}) if adds else found["relu"] == {"conv2d_1"}
+
+
+def test_what_no_layer_gives_is_averaged_as_it_is() -> None:
+    found = users(placed(Head(adds=False, normed=True)))
+    assert "silu" not in found and found["mean"] == {"linear"}
