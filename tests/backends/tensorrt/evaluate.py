@@ -120,11 +120,16 @@ def described(raw: Any) -> Layer:
 
 def in_order(layers: list[Layer], known: Iterable[str]) -> list[Layer]:
     """Every layer after those that it reads, but for what a loop carries around; otherwise as they were added."""
+    read_by_loop: dict[str, list[Any]] = {}  # which is run as a whole where its first output stands
+    for layer in layers:
+        if layer.kind in IN_LOOPS:
+            read_by_loop.setdefault(layer.raw.loop.name, []).extend(layer.inputs)
     seen, waiting, sorted_ = set(known), list(layers), list[Layer]()
     while waiting:
         later = []
         for layer in waiting:
             reads = layer.inputs[:1] if layer.kind == "RECURRENCE" else layer.inputs
+            reads = read_by_loop[layer.raw.loop.name] if layer.kind == "LOOP_OUTPUT" else reads
             if all(t is None or t.name in seen for t in reads):
                 seen.update(t.name for t in layer.outputs)
                 sorted_.append(layer)
@@ -153,37 +158,33 @@ def run(layer: Layer, known: dict[str, Tensor]) -> None:
 
 def run_loop(parts: list[Layer], body: list[Layer], known: dict[str, Tensor]) -> None:
     """The whole loop; its outputs are added to what is known. A trip limit by a condition is not known."""
-    (limit,) = [layer for layer in parts if layer.kind == "TRIP_LIMIT"]
-    if limit.raw.kind != trt().TripLimit.COUNT:
-        raise NotImplementedError("the evaluation knows no loops that end by a condition")
-    trips = int(known[limit.inputs[0].name])
-    state = {layer.outputs[0].name: known[layer.inputs[0].name] for layer in parts if layer.kind == "RECURRENCE"}
-    outputs = [layer for layer in parts if layer.kind == "LOOP_OUTPUT"]
-    collected: dict[str, list[Tensor]] = {layer.outputs[0].name: [] for layer in outputs}
+    limits, carried, iterators, outputs = (
+        [layer for layer in parts if layer.kind == kind] for kind in ("TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT")
+    )
+    if [layer.raw.kind for layer in limits] != [trt().TripLimit.COUNT]:
+        raise NotImplementedError("the evaluation knows no loops but those with a count of trips")
+    trips = int(known[limits[0].inputs[0].name])
+    collected: list[list[Tensor]] = [[] for _ in outputs]
+    state = {layer.outputs[0].name: known[layer.inputs[0].name] for layer in carried}
     for trip in range(trips):
         known.update(state)
-        for layer in parts:
-            if layer.kind == "ITERATOR":
-                at = trips - 1 - trip if layer.raw.reverse else trip
-                known[layer.outputs[0].name] = known[layer.inputs[0].name].select(layer.raw.axis, at)
+        for layer in iterators:
+            at = trips - 1 - trip if layer.raw.reverse else trip
+            known[layer.outputs[0].name] = known[layer.inputs[0].name].select(layer.raw.axis, at)
         for layer in body:
             run(layer, known)
-        for layer in outputs:
-            collected[layer.outputs[0].name].append(known[layer.inputs[0].name])
-        state = {layer.outputs[0].name: known[layer.inputs[1].name] for layer in parts if layer.kind == "RECURRENCE"}
-    known.update(state)  # the last value of what is carried around is that after the last trip
-    for layer in outputs:
-        known[layer.outputs[0].name] = _checked(_loop_output(layer, collected, trips, known), layer.outputs[0], layer.raw.name)
-
-
-def _loop_output(layer: Layer, collected: Mapping[str, list[Tensor]], trips: int, known: Mapping[str, Tensor]) -> Tensor:
-    kinds = trt().LoopOutput
-    if layer.raw.kind == kinds.LAST_VALUE:
-        return known[layer.inputs[0].name]
-    values = collected[layer.outputs[0].name]
-    length = int(known[layer.inputs[1].name])
-    assert length == trips, f"{layer.raw.name}: {trips} trips, whose results are to fill {length}"
-    return torch.stack(values[::-1] if layer.raw.kind == kinds.REVERSE else values, layer.raw.axis)
+        for values, layer in zip(collected, outputs, strict=True):
+            values.append(known[layer.inputs[0].name])
+        state = {layer.outputs[0].name: known[layer.inputs[1].name] for layer in carried}
+    for values, layer in zip(collected, outputs, strict=True):
+        result, kind, where = state.get(layer.inputs[0].name), layer.raw.kind, layer.raw.name
+        if kind == trt().LoopOutput.LAST_VALUE:
+            assert result is not None, f"{where}: the last value of what the loop does not carry around"
+        else:
+            length = int(known[layer.inputs[1].name])
+            assert length == trips, f"{where}: {trips} trips, whose results are to fill {length}"
+            result = torch.stack(values[::-1] if kind == trt().LoopOutput.REVERSE else values, layer.raw.axis)
+        known[layer.outputs[0].name] = _checked(result, layer.outputs[0], where)
 
 
 def _wide(tensor: Tensor | None) -> Tensor | None:
