@@ -29,7 +29,7 @@ from torchsmith.target import Target
 # Calls of the program: that layers are told apart by, and that assignments are tried on before all data have the last word.
 _ALONE_CALLS, _TRIED_CALLS = 2, 8
 # Engines are built this often at most, before the most accurate one; and again only where the layers would take this share of the
-# time. An engine loses more or less than a simulation of it: OpenVINO's do by a third less in int8, by half more in bfloat16.
+# time.
 _BUILDS, _FASTER = 5, 0.98
 _GREAT = 1e6  # for losses that are infinite
 
