@@ -45,3 +45,27 @@ def test_what_is_averaged_for_a_layer_is_int8_before_and_after(adds: bool) -> No
 def test_what_no_layer_gives_is_averaged_as_it_is() -> None:
     found = users(placed(Head(adds=False, normed=True)))
     assert "silu" not in found and found["mean"] == {"linear"}
+
+
+class Gated(nn.Module):
+    """A depthwise convolution, the gate of what it gives, and a 1×1 convolution of what the gate scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise, self.gate = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
+        self.project, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.depthwise(x))
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        return self.last(self.project(y))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_what_a_gate_scales_or_what_it_gives_is_quantized(gated: bool) -> None:
+    road = Pipeline(Gated().eval(), torch.randn(2, 8, 6, 6)).capture().lower()
+    found = place(road.lowered.program, gated=gated)
+    by_name = users(found)
+    assert by_name.get("mul") == ({"conv2d_2"} if gated else None)
+    assert by_name.get("relu", set()) == (set() if gated else {"mul", "mean"})
+    assert {"conv2d_2"} & {layer.node.name for layer in found.layers} == ({"conv2d_2"} if gated else set())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,8 +88,11 @@ class Placement:
     points: tuple[Point, ...]
 
 
-def place(program: ExportedProgram, skip_layers: Collection[str] = ()) -> Placement:
+def place(program: ExportedProgram, skip_layers: Collection[str] = (), *, gated: bool = True) -> Placement:
     """Choose layers and values of a lowered program. skip_layers: module paths, or patterns such as "blocks.0.*", kept as they are.
+
+    gated: whether a 1×1 convolution of what a squeeze-and-excite's gate scales computes in int8. Where not, what the gate scales
+    is quantized instead: an engine that scales as its product loads then reads int8, and nothing writes what is scaled.
 
     Raises InvalidOption for an entry of `skip_layers` that names nothing.
     """
@@ -97,11 +100,14 @@ def place(program: ExportedProgram, skip_layers: Collection[str] = ()) -> Placem
     skipped = _skipped(program, skip_layers)
     kept = skipped | _gates(program, weights)
     layers: list[Layer] = []
+    scaled: dict[fx.Node, set[fx.Node]] = {}
     for node in program.graph.nodes:
         made = None if node in kept else _layer(node, weights)
-        if made and not _takes_pixels(made) and not _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
+        if made and not gated and (wide := _scaled_by_gate(made)) is not None:
+            scaled.setdefault(wide, set()).add(made.x)
+        elif made and not _takes_pixels(made) and not _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
             layers.append(made)
-    return _placement(program, layers, weights, skipped)
+    return _placement(program, layers, weights, skipped, scaled)
 
 
 def among(program: ExportedProgram, layers: Collection[Layer], skip_layers: Collection[str] = ()) -> Placement:
@@ -129,8 +135,15 @@ def _weights(program: ExportedProgram) -> set[str]:
     return {name for name, tensor in parameters_of(program).items() if tensor.is_floating_point()}
 
 
-def _placement(program: ExportedProgram, layers: Collection[Layer], weights: set[str], skipped: set[fx.Node]) -> Placement:
-    takers: dict[fx.Node, set[fx.Node]] = {}
+def _placement(
+    program: ExportedProgram,
+    layers: Collection[Layer],
+    weights: set[str],
+    skipped: set[fx.Node],
+    scaled: Mapping[fx.Node, set[fx.Node]] | None = None,
+) -> Placement:
+    """scaled: what is quantized besides the layers' inputs, and for whom."""
+    takers = {node: set(users) for node, users in (scaled or {}).items()}
     for found in layers:
         takers.setdefault(found.x, set()).add(found.node)
     return Placement(tuple(layers), _points(program, takers, weights, skipped))
@@ -199,6 +212,20 @@ def _gates(program: ExportedProgram, weights: set[str]) -> set[fx.Node]:
             if isinstance(gate, fx.Node) and isinstance(other, fx.Node) and _is_per_channel(gate, other):
                 found |= _back_to_pooling(gate, weights)
     return found
+
+
+def _scaled_by_gate(layer: Layer) -> fx.Node | None:
+    """What a gate scales, channel by channel, for a 1×1 convolution alone; None where there is no gate."""
+    scaled, weight = layer.x, layer.weight.meta["val"]
+    if layer.node.target not in _CONVOLUTIONS or scaled.target is not aten.mul.Tensor or len(scaled.users) != 1:
+        return None
+    if any(size != 1 for size in weight.shape[2:]) or argument(layer.node, "groups") != 1:
+        return None
+    gate, wide = scaled.args[:2]
+    for one, other in ((gate, wide), (wide, gate)):
+        if isinstance(one, fx.Node) and isinstance(other, fx.Node) and _is_per_channel(one, other):
+            return other
+    return None
 
 
 def _is_per_channel(gate: fx.Node, other: fx.Node) -> bool:

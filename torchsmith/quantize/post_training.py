@@ -23,15 +23,14 @@ from torchsmith.quantize.budget import Budget, budget_of
 from torchsmith.quantize.budgeted import Allowed, Budgeted, Model
 from torchsmith.quantize.calibration import Calibration, Range, digest, read
 from torchsmith.quantize.calibrator import CacheCalibrator, Calibrator, DataLoaderCalibrator, calibrator_of
-from torchsmith.quantize.insert import correct_biases, insert, quantized_layers
-from torchsmith.quantize.observe import Errors, Observed, Ranges
+from torchsmith.quantize.compensate import compensated, enough
+from torchsmith.quantize.insert import correct_biases, insert
+from torchsmith.quantize.observe import Observed, Ranges
 from torchsmith.quantize.placement import Placement, place
 from torchsmith.quantize.precision import floats_of
 from torchsmith.quantize.thresholds import CalibrationAlgo, threshold
 from torchsmith.target import Target, this_cpu
 
-# How many calls of the program the means that correct biases are taken over; more hardly change them.
-_CORRECTION_CALLS = 8
 _MARKS = ("fake_quantize", "quantize_per", "dequantize_per")
 
 
@@ -83,7 +82,7 @@ def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = N
     if has_marks:
         raise InvalidOption("the model has fake-quantize ops, which say their ranges already; leave the calibrator out")
     program = copied(program)
-    placement = place(program, config.skip_layers)
+    placement = place(program, config.skip_layers, gated=target is None or target.device != "cuda")
     calibration = calibrate(program, placement, calibrator_of(config.calibrator))
     correct_biases(program, placement, calibration)
     insert(program, placement, calibration)
@@ -192,17 +191,10 @@ def _measured(program: ExportedProgram, placement: Placement, calibrator: DataLo
                 progress.advance()
             ranges.batch = batch.number
             observed.over(batch)
-            if len(first) < _CORRECTION_CALLS:
+            if not enough(first):
                 first.append(batch)
     found = Calibration(model, calibrator.algo.value, count, _ranges(placement, ranges, calibrator.algo))
-    errors = Errors(placement.layers, quantized_layers(program, placement, found))
-    observed = Observed(program, errors.look)
-    with progress_of("correcting biases") as progress:
-        progress.expect(len(first))
-        for batch in first:
-            observed.over(batch)
-            progress.advance()
-    return Calibration(model, found.algorithm, count, found.ranges, errors.corrections())
+    return compensated(program, placement, found, first)
 
 
 def _ranges(placement: Placement, ranges: Ranges, algo: CalibrationAlgo) -> dict[str, Range]:

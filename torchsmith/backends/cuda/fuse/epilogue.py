@@ -19,6 +19,7 @@ LOADING = frozenset(
 
 def epilogue(graph: Graph) -> Graph:
     users, outputs = graph.users(), set(graph.outputs)
+    producers = {v: n for n in graph.nodes for v in n.outputs}
     order = {node: index for index, node in enumerate(graph.nodes)}
     owned: set[Node] = set()
     clusters: list[tuple[str, list[Node]]] = []
@@ -35,6 +36,8 @@ def epilogue(graph: Graph) -> Graph:
                 break
             members += region
             current = region[-1].outputs[0]
+        if kind == "depthwise" and (before := dequantized(node.inputs[0], graph, producers, users)) is not None:
+            members.append(before)
         if kind in LOADING:
             members += dequantizing(members, graph.nodes, users, outputs, owned)
         owned.update(members)
@@ -82,6 +85,15 @@ def dequantizing(
         and is_pointwise(n)
         and all(user in members for user in users[n.outputs[0]])
     ]
+
+
+def dequantized(value: Value, graph: Graph, producers: Mapping[Value, Node], users: Mapping[Value, Sequence[Node]]) -> Node | None:
+    """What makes a value of integers, by one scale, for its only user; None where nothing does."""
+    node = producers.get(value)
+    if node is None or type(node.op).__name__ != "Dequantize" or value in graph.outputs or len(set(users[value])) != 1:
+        return None
+    known = node.op.axis is None and all(v in graph.constants for v in node.inputs[1:])  # type: ignore[attr-defined]
+    return node if known else None
 
 
 def next_pointwise(value: Value, users: Sequence[Node], owned: set[Node]) -> Node | None:

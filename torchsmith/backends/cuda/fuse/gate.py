@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchsmith.backends.cuda.fuse.epilogue import kind_of
+from torchsmith.backends.cuda.fuse.epilogue import dequantized, kind_of
 from torchsmith.backends.cuda.fuse.fused import wrap
 from torchsmith.ir.dim import Shape, same
 from torchsmith.ir.graph import Graph, Node
@@ -22,7 +22,8 @@ def gate(graph: Graph) -> Graph:
         wide = [v for v in scaled.inputs if v.type.shape == x.type.shape]
         narrow = [v for v in scaled.inputs if v.type.rank == x.type.rank and _is_gate(v.type.shape, x.type.shape)]
         if len(wide) == 1 and len(narrow) == 1:
-            clusters.append(("gemm", [scaled, node]))
+            before = dequantized(wide[0], graph, producers, users)
+            clusters.append(("gemm", [*([before] if before else []), scaled, node]))
     return wrap(graph, clusters)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsmith.backends.cuda.fuse.epilogue import kind_of
 from torchsmith.backends.cuda.fuse.rules import apply
 from torchsmith.backends.cuda.integers import LEAST_CHANNELS, IntegerConvolution, IntegerLinear
 from torchsmith.backends.cuda.program import is_pointwise
@@ -242,7 +243,7 @@ def _per_channel(node: Node, seen: Seen) -> Sequence[Value] | None:
 
 
 def _for_each_user(graph: Graph) -> Graph:
-    """Each pointwise user dequantizes for itself, in its own kernel: integers are what is read several times."""
+    """Each user whose kernel can dequantizes for itself: integers are what is read several times."""
     users = graph.users()
     nodes = list[Node]()
     own: dict[tuple[Node, Value], Value] = {}
@@ -251,9 +252,14 @@ def _for_each_user(graph: Graph) -> Graph:
         if not isinstance(node.op, Dequantize):
             continue
         (y,) = node.outputs
-        after = list(dict.fromkeys(users[y]))
+        after = sorted(dict.fromkeys(users[y]), key=_dequantizes)  # what cannot takes the first one
         for index, user in enumerate(after[1:]):
-            if is_pointwise(user):
+            if _dequantizes(user):
                 own[user, y] = Value(f"{y.name}.for{index}", y.type)
                 nodes.append(Node(node.op, node.inputs, (own[user, y],), node.origin))
     return replace(graph, nodes=tuple(nodes))
+
+
+def _dequantizes(node: Node) -> bool:
+    """Whether the node's kernel can dequantize what it loads."""
+    return is_pointwise(node) or kind_of(node) == "depthwise"

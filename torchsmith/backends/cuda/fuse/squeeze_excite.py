@@ -5,7 +5,7 @@ The mean of a depthwise convolution's result is taken from its registers. What t
 
 from __future__ import annotations
 
-from torchsmith.backends.cuda.fuse.epilogue import MAX_NODES, convolution_kind, next_pointwise
+from torchsmith.backends.cuda.fuse.epilogue import MAX_NODES, convolution_kind, dequantized, next_pointwise
 from torchsmith.backends.cuda.fuse.fused import wrap
 from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Graph, Node, Value
@@ -13,15 +13,20 @@ from torchsmith.ir.graph import Graph, Node, Value
 
 def squeeze_excite(graph: Graph) -> Graph:
     users = graph.users()
+    producers = {v: n for n in graph.nodes for v in n.outputs}
     depthwise: dict[Value, list[Node]] = {}
     for node in graph.nodes:
         if type(node.op).__name__ == "Convolution" and node.outputs[0].type.rank == 4 and convolution_kind(node) == "depthwise":
+            given = dequantized(node.inputs[0], graph, producers, users)
             chain = [node, *_followers(graph, users, node.outputs[0])]
-            depthwise[chain[-1].outputs[0]] = chain
+            depthwise[chain[-1].outputs[0]] = [*([given] if given else []), *chain]
     clusters: list[tuple[str, list[Node]]] = []
     for node in graph.nodes:
         if layers := _layers(graph, users, node):
-            before = depthwise.pop(node.inputs[0], [])
+            numbers = dequantized(node.inputs[0], graph, producers, users)  # the mean is of what was rounded to eight bits
+            before = depthwise.pop(numbers.inputs[0] if numbers else node.inputs[0], [])
+            if before and numbers:
+                before.append(numbers)
             clusters.append(("depthwise_gate" if before else "squeeze_excite", [*before, node, *layers]))
     return wrap(graph, clusters)
 

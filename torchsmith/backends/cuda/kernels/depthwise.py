@@ -19,6 +19,15 @@ from torchsmith.backends.cuda.kernels.common import let_next_start, wait_for_inp
 
 
 @triton.jit
+def number(x, ZERO: tl.constexpr):
+    """What was loaded, in float32; ZERO stands for 0."""
+    if ZERO == 0:
+        return x.to(tl.float32)
+    else:
+        return x.to(tl.float32) - ZERO
+
+
+@triton.jit
 def depthwise(
     x, w, bias, y, squeeze, partial,
     C, H, W, OH, OW, S,
@@ -27,12 +36,13 @@ def depthwise(
     EPILOGUE: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     BLOCK_C: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, GROUPS_H: tl.constexpr, GROUPS_W: tl.constexpr,
-    BLOCK_S: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_S: tl.constexpr, EARLY: tl.constexpr, ZERO: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of pixels of one picture, BLOCK_C channels. Grid: (pictures * tiles * blocks of channels).
 
     w: (KH * KW, C). bias: (C,) or None. squeeze: (S, C) or None: the first layer of a squeeze-and-excite; it is linear, so each
     block gives its pixels' and channels' share of it, as sums over pixels: partial is (pictures, tiles * blocks of channels, S).
+    ZERO: which number of x stands for 0. EPILOGUE gives what y takes, and with `squeeze` what is summed besides.
     BLOCK_S: how many of its rows are multiplied at a time. EARLY: load all taps, and the rows if they are at most
     BLOCK_S, before waiting for the input.
     """
@@ -73,7 +83,7 @@ def depthwise(
         row = ()
         for q in tl.static_range((TILE_W - 1) * STRIDE_W + (KW - 1) * DILATION_W + 1):
             mask = row_mask & ((in_left + q >= 0) & (in_left + q < W))[:, None]
-            row = row + (tl.load(first + (r * x_h + q * x_w), mask=mask, other=0.0).to(tl.float32),)
+            row = row + (number(tl.load(first + (r * x_h + q * x_w), mask=mask, other=ZERO), ZERO),)
         sums = ()
         for i in tl.static_range(TILE_H):
             taps = ()  # those that the output row i has over this row
@@ -99,12 +109,12 @@ def depthwise(
         for j in tl.static_range(TILE_W):
             mask = ((top + i < OH) & (left + j < OW))[:, None] & channel_mask
             pixels = ((top + i) * OW + left + j)[:, None]
-            value = EPILOGUE(
+            value, summand = EPILOGUE(
                 acc[i * TILE_W + j], batch, pixels, channels[None, :], mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3
             )
             tl.store(place + (i * y_h + j * y_w), value.to(y.dtype.element_ty), mask=mask)
             if squeeze is not None:
-                total += tl.where(mask, value, 0.0)
+                total += tl.where(mask, summand, 0.0)
     if squeeze is not None:
         share = tl.sum(total, 0)[None, :]
         to = partial + tl.program_id(0).to(tl.int64) * S

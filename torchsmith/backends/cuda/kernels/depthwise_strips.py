@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from torchsmith.backends.cuda.kernels.common import let_next_start, wait_for_inputs
+from torchsmith.backends.cuda.kernels.depthwise import number
 from torchsmith.backends.cuda.steps import Hook
 
 
@@ -20,7 +21,7 @@ from torchsmith.backends.cuda.steps import Hook
 def load_row(
     first, in_left, H, W, row, channel_mask, x_h, x_w,
     R: tl.constexpr, COLUMNS: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    FREE_H: tl.constexpr, FREE_W: tl.constexpr, ONE_H: tl.constexpr, ONE_W: tl.constexpr,
+    FREE_H: tl.constexpr, FREE_W: tl.constexpr, ONE_H: tl.constexpr, ONE_W: tl.constexpr, ZERO: tl.constexpr,
 ):  # fmt: skip
     """The row R of a tile's input, as it is stored; empty where it is outside of every picture."""
     found = ()
@@ -32,7 +33,7 @@ def load_row(
                     mask = mask & ((row >= 0) & (row < H))[:, None]
                 if not (q >= PAD_W and q < FREE_W):
                     mask = mask & ((in_left + q >= 0) & (in_left + q < W))[:, None]
-                found = found + (tl.load(first + (R * x_h + q * x_w), mask=mask, other=0.0),)
+                found = found + (tl.load(first + (R * x_h + q * x_w), mask=mask, other=ZERO),)
     return found
 
 
@@ -68,7 +69,7 @@ def depthwise_strips(
     FREE_H: tl.constexpr, FREE_W: tl.constexpr, ONE_H: tl.constexpr, ONE_W: tl.constexpr,
     FULL_H: tl.constexpr, FULL_W: tl.constexpr, FULL_C: tl.constexpr,
     BLOCK_C: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, GROUPS_H: tl.constexpr, GROUPS_W: tl.constexpr,
-    BLOCK_S: tl.constexpr, MULTIPLY_ADD: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_S: tl.constexpr, MULTIPLY_ADD: tl.constexpr, ZERO: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As `depthwise`, but EARLY. FREE_H: rows of a tile's input before this one are above every picture's lower edge; ONE_H:
     a picture has one tile of rows; FULL_H: rows of a tile's output before this one are in every picture; and so for columns.
@@ -104,18 +105,20 @@ def depthwise_strips(
     COLUMNS: tl.constexpr = (TILE_W - 1) * STRIDE_W + (KW - 1) * DILATION_W + 1
     SKIPPED: tl.constexpr = PAD_W if ONE_W else 0  # columns that no row has
     LAST: tl.constexpr = FREE_W if ONE_W and FREE_W < COLUMNS else COLUMNS
-    coming = load_row(first, in_left, H, W, in_top, channel_mask, x_h, x_w, 0, COLUMNS, PAD_H, PAD_W, FREE_H, FREE_W, ONE_H, ONE_W)
+    coming = load_row(
+        first, in_left, H, W, in_top, channel_mask, x_h, x_w, 0, COLUMNS, PAD_H, PAD_W, FREE_H, FREE_W, ONE_H, ONE_W, ZERO
+    )  # fmt: skip
     for r in tl.static_range(ROWS):
         raw = coming
         if r + 1 < ROWS:  # one row ahead: stores keep the compiler from moving loads up
             coming = load_row(
                 first, in_left, H, W, in_top + (r + 1), channel_mask, x_h, x_w, r + 1, COLUMNS, PAD_H, PAD_W, FREE_H, FREE_W,
-                ONE_H, ONE_W,
+                ONE_H, ONE_W, ZERO,
             )  # fmt: skip
         if (r >= PAD_H and r < FREE_H) or not ONE_H:
             row = ()
             for value in tl.static_range(LAST - SKIPPED):
-                row = row + (raw[value].to(tl.float32),)
+                row = row + (number(raw[value], ZERO),)
             sums = ()
             for i in tl.static_range(TILE_H):
                 held = ()
@@ -138,13 +141,13 @@ def depthwise_strips(
                     if j >= FULL_W:
                         mask = mask & (left + j < OW)[:, None]
                     pixels = ((top + i) * OW + left + j)[:, None]
-                    value = EPILOGUE(
+                    value, summand = EPILOGUE(
                         acc[i * TILE_W + j], batch, pixels, channels[None, :], mask,
                         e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
                     )  # fmt: skip
                     tl.store(place + (i * y_h + j * y_w), value.to(y.dtype.element_ty), mask=mask)
                     if squeeze is not None:
-                        total += value if FULL_C and i < FULL_H and j < FULL_W else tl.where(mask, value, 0.0)
+                        total += summand if FULL_C and i < FULL_H and j < FULL_W else tl.where(mask, summand, 0.0)
     if squeeze is not None:
         share = tl.sum(total, 0)[None, :]
         to = partial + tl.program_id(0).to(tl.int64) * S

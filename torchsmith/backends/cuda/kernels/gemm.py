@@ -170,7 +170,7 @@ def multiply(
     a_rows = rows * a_row if A_INNER is None else (rows // A_INNER) * a_outer + (rows % A_INNER) * a_row
     a_tile = a + batch * a_batch + a_rows[:, None] + ks[None, :] * a_col
     b_tile = b + batch * b_batch + cols[None, :] * b_row + ks[:, None] * b_col
-    sum0 = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if a.dtype.element_ty == tl.int8 else tl.float32)
+    sum0 = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if b.dtype.element_ty == tl.int8 else tl.float32)
     sum1, sum2, sum3 = sum0, sum0, sum0
     for k in range(0, K_PART, CHAINS * BLOCK_K):
         for chain in tl.static_range(CHAINS):
@@ -184,7 +184,7 @@ def multiply(
                     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
                 )  # fmt: skip
                 # past K x and the gate are zeros, and so is this: a choice here would move x to a layout of its own
-                x = x.to(a.dtype.element_ty)
+                x = x.to(b.dtype.element_ty)
             if chain == 0:
                 sum0 = dot(x, w, sum0, PRECISION)
             elif chain == 1:
@@ -250,5 +250,5 @@ def twin(
     a: Tensor, b: Tensor, prologue: Callable[[Tensor], Tensor] | None, epilogue: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> Tensor:
     """The same in plain PyTorch. a: (batch, M, K), b: (batch, N, K); the result is (batch, M, N) of `dtype`."""
-    x = a.float() if prologue is None else prologue(a.float()).to(a.dtype).float()
+    x = a.float() if prologue is None else prologue(a.float()).to(b.dtype).float()
     return epilogue(x @ b.float().transpose(1, 2)).to(dtype)

@@ -49,7 +49,10 @@ class DepthwiseConfig:
 
 @dataclass(frozen=True)
 class Depthwise:
-    """The convolution as a two-dimensional one. x, y: sizes are (pictures, channels, rows, columns), as are the strides."""
+    """The convolution as a two-dimensional one. x, y: sizes are (pictures, channels, rows, columns), as are the strides.
+
+    zero: which number of x stands for 0. w: the taps; of an int8 x they are float32, and have x's scale in them.
+    """
 
     parts: Parts
     x: Value
@@ -64,6 +67,7 @@ class Depthwise:
     stride: tuple[int, int]
     dilation: tuple[int, int]
     padding: tuple[int, int]
+    zero: int = 0
 
     @property
     def channels(self) -> int:
@@ -100,7 +104,8 @@ def depthwise_of(e: Emission, parts: Parts, y: Value) -> Depthwise:
     bias = parts.main.inputs[2] if len(parts.main.inputs) > 2 else None
     if convolution_kind(parts.main) != "depthwise":
         raise Unsupported("the convolution is not depthwise")
-    if parts.before:
+    given = scale_of(e, parts)
+    if parts.before and given is None:
         raise Unsupported("something comes before the convolution")
     if x.type.rank > 4:
         raise Unsupported(f"a depthwise convolution in {x.type.rank - 2} dimensions; it takes one or two")
@@ -113,14 +118,29 @@ def depthwise_of(e: Emission, parts: Parts, y: Value) -> Depthwise:
         raise Unsupported(f"a depthwise convolution with {padded[0]}×{padded[1]} taps; it takes up to {MAX_TAPS}")
     if any(isinstance(n, int) and n >= MAX_ELEMENTS for n in (x.type.numel, y.type.numel)):
         raise Unsupported(f"a depthwise convolution of {x.type}; it takes fewer than {MAX_ELEMENTS} elements")
+    q, scale, zero = given or (x, 1.0, 0)
+    how, dtype = ("taps", w.type.dtype) if given is None else (f"taps by {scale!r}", torch.float32)
     return Depthwise(
-        parts, x, y,
-        e.packed(w, "taps", lambda t: t.flatten(1).T), bias,
+        parts, q, y,
+        e.packed(w, how, lambda t: (t if given is None else t.to(dtype) * scale).flatten(1).T), bias,
         _with_rows(x.type.shape, 1, 4), _with_rows(y.type.shape, 1, 4),
-        _with_rows(e.view(x).strides, 0, 4), _with_rows(e.view(y).strides, 0, 4),
+        _with_rows(e.view(q).strides, 0, 4), _with_rows(e.view(y).strides, 0, 4),
         (int(padded[0]), int(padded[1])),
         _with_rows(op.stride, 1, 2), _with_rows(op.dilation, 1, 2), _with_rows([p[0] for p in op.padding], 0, 2),
+        zero,
     )  # fmt: skip
+
+
+def scale_of(e: Emission, parts: Parts) -> tuple[Value, float, int] | None:
+    """The integers, their scale and their zero point, where all that comes before the convolution is to dequantize them."""
+    if [type(n.op).__name__ for n in parts.before] != ["Dequantize"]:
+        return None
+    q, *known = parts.before[0].inputs
+    numbers = [e.constant(v) for v in known]
+    if q.type.dtype != torch.int8 or any(t is None or t.numel() != 1 for t in numbers):
+        return None
+    scale, zero = (*(t.item() for t in numbers if t is not None), 0)[:2]
+    return q, float(scale), int(zero)
 
 
 def _with_rows(sizes: Sequence[Any], missing: int, rank: int) -> Any:
@@ -128,15 +148,19 @@ def _with_rows(sizes: Sequence[Any], missing: int, rank: int) -> Any:
     return tuple(sizes) if len(sizes) == rank else (*sizes[:-1], missing, sizes[-1])
 
 
-def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value | None, partial: Value | None) -> None:
-    """Add the kernel. squeeze, partial: as `kernels/depthwise.py` takes them."""
+def emit_depthwise(
+    e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value | None, partial: Value | None, summand: Value | None = None
+) -> None:
+    """Add the kernel. squeeze, partial: as `kernels/depthwise.py` takes them. summand: what is summed, y where it is not given."""
     main = p.parts.main.outputs[0]
     pixels = tuple(range(2, main.type.rank))
     space = Space(main.type.shape, (("batch", (0,)), ("pixels", pixels), ("channels", (1,))))
     writer = HookWriter(e.views, e.constant)
     writer.names[main] = "acc"
     writer.compute(p.parts.after, space)
-    epilogue = writer.hook("epilogue", ("acc", "batch", "pixels", "channels", "mask"), [writer.names[p.y]])
+    epilogue = writer.hook(
+        "epilogue", ("acc", "batch", "pixels", "channels", "mask"), [writer.names[v] for v in (p.y, summand or p.y)]
+    )
     over_channels, tiles = p.blocks(c)
     units = int(squeeze.type.shape[0]) if squeeze is not None else None
     own = strip_arguments(p, c) if c.strips else {"EARLY": c.early}
@@ -152,7 +176,7 @@ def emit_depthwise(e: Emission, p: Depthwise, c: DepthwiseConfig, squeeze: Value
             **dict(EPILOGUE=epilogue, KH=p.kernel[0], KW=p.kernel[1], STRIDE_H=p.stride[0], STRIDE_W=p.stride[1]),
             **dict(DILATION_H=p.dilation[0], DILATION_W=p.dilation[1], PAD_H=p.padding[0], PAD_W=p.padding[1]),
             **dict(BLOCK_C=c.block_c, TILE_H=c.tile_h, TILE_W=c.tile_w, GROUPS_H=c.groups_h, GROUPS_W=c.groups_w),
-            **dict(BLOCK_S=squeeze_block(units, c), PDL=True),
+            **dict(BLOCK_S=squeeze_block(units, c), ZERO=p.zero, PDL=True),
             **own,
         },
         writes=[p.y] if partial is None else [p.y, partial],
@@ -185,7 +209,7 @@ def depthwise_configs(e: Emission, p: Depthwise, units: int) -> list[DepthwiseCo
 
 def _candidates(p: Depthwise) -> list[DepthwiseConfig]:
     _, _, rows, columns = map(int, p.y_sizes)
-    widest = 16 // p.x.type.dtype.itemsize
+    widest = min(8, 16 // p.x.type.dtype.itemsize)  # sixteen sums a pixel would take the registers of others
     taps = p.kernel[0] * p.kernel[1]
     found = []
     for block_c in (8, 16, 32, 64, 128):

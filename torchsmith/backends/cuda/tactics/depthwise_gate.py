@@ -20,7 +20,9 @@ from torchsmith.backends.cuda.tactics.depthwise import (
 )
 from torchsmith.backends.cuda.tactics.parts import Parts
 from torchsmith.backends.cuda.tactics.squeeze_excite import ExciteConfig, Layers, emit_excite, excite_configs, layers_of
+from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import product
+from torchsmith.ir.graph import Node
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,29 @@ class DepthwiseGateTemplate:
         p, layers = _parts(e)
         shares = product(p.blocks(config.convolution()))
         partial = e.temporary((p.y_sizes[0], shares, layers.units), torch.float32, "squeezed")
-        emit_depthwise(e, p, config.convolution(), layers.first, partial)
+        emit_depthwise(e, p, config.convolution(), layers.first, partial, layers.x)
         gate = ExciteConfig(config.excite_n, config.excite_c, config.excite_warps)
         emit_excite(e, layers, partial, product(p.y_sizes[2:]), gate)
 
 
 def _parts(e: Emission) -> tuple[Depthwise, Layers]:
+    """The convolution, which gives what is no gate among the node's outputs, and the layers of the mean."""
     assert isinstance(e.node.op, Fused), e.node
     nodes = e.node.op.body.nodes
     start = next(i for i, n in enumerate(nodes) if type(n.op).__name__ == "Reduce")
-    y = nodes[start].inputs[0]
-    parts = Parts(nodes[0], (), tuple(nodes[1:start]), (y,))
-    return depthwise_of(e, parts, y), layers_of(e, nodes[start:])
+    main = next(n for n in nodes[:start] if type(n.op).__name__ == "Convolution")
+    layers = layers_of(e, nodes[start:])
+    written = [v for v in e.node.outputs if v is not layers.gate]
+    if len(written) != 1:
+        raise Unsupported("the convolution's result is wanted in several dtypes")
+    after = list[Node]()
+    reached = set(main.outputs)
+    for node in nodes[:start]:
+        if reached.intersection(node.inputs):
+            reached.update(node.outputs)
+            after.append(node)
+    before = tuple(n for n in nodes[:start] if n is not main and n not in after)
+    return depthwise_of(e, Parts(main, before, tuple(after), tuple(written)), written[0]), layers
 
 
 TEMPLATE = DepthwiseGateTemplate()

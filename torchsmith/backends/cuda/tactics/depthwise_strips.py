@@ -18,7 +18,7 @@ def strips(p: Any, images: int) -> list[tuple[int, int, int, int, int, int]]:
     """
     rows, columns = p.y_sizes[2:]
     taps, found = p.kernel[0] * p.kernel[1], []
-    vector = 2 if p.x.type.dtype.itemsize == 2 else 1
+    vector = 1 if p.x.type.dtype.itemsize == 4 else 2
     if taps > 25 or not all(isinstance(n, int) for n in (*p.x_sizes[2:], rows, columns)):
         return []
     heights = {t for t in (4, 7, 14, rows) if 4 <= t <= min(14, rows)}

@@ -31,7 +31,7 @@ class GemmTemplate:
         writer = HookWriter(e.views, e.constant)
         epilogue_of(e, p, writer, 16, 16)  # whether the hooks can be written
         prologue_of(e, p, writer, 16, 16)
-        item_bytes, gated = p.a.type.dtype.itemsize, bool(p.parts.before)
+        item_bytes, gated = p.b.type.dtype.itemsize, bool(p.parts.before)
         m, batch = e.likely(p.m, USUAL_ROWS), e.likely(p.batch, USUAL_BATCH)
         found = gemm_configs(m, p.n, p.k, batch, item_bytes, p.constant and isinstance(p.m, int), gated)
         return [c for c in found if c.split_k == 1 or parts_fit(e, p, c.split_k)]
@@ -96,7 +96,7 @@ def emit_parts(e: Emission, p: Problem, c: GemmConfig) -> Value:
     """The kernel that sums parts of K; gives the sums, (parts, batch, M, N) float32, or int32 of int8."""
     depth = c.block_k * c.chains
     part = -(-p.k // (depth * c.split_k)) * depth
-    dtype = torch.int32 if p.a.type.dtype == torch.int8 else torch.float32
+    dtype = torch.int32 if p.b.type.dtype == torch.int8 else torch.float32
     parts = e.temporary((-(-p.k // part), p.batch, p.m, p.n), dtype, "parts")
     split, batch, row, col = e.view(parts).strides
     writer = HookWriter(e.views, e.constant)
