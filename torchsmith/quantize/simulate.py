@@ -95,7 +95,7 @@ class Simulation(fx.Interpreter):
         """The user's outputs of one call, flat."""
         return self.rest(self.begin(batch), 0, rounding or Rounding())
 
-    def fetch_args_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def value(source: fx.Node) -> Any:
             rounded = self.rounding.inputs.get((n, source))
             return self.env[source] if rounded is None else rounded(self.env[source])
