@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
 from tests.backends.cuda.simulated import SM_90, graph_of
-from torchsmith.backends.cuda import build, plan, sparse, tactics
+from torchsmith.backends.cuda import build, cusparselt, plan, sparse, tactics
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.inspect import profile
@@ -107,6 +107,28 @@ def test_a_product_of_integers() -> None:
     assert type_of(y).matches(scaled.infer(*map(type_of, (x, packed(weight), scale, bias))))
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_what_follows_in_the_same_kernel(activation: str, biased: bool) -> None:
+    weight, x, bias = pruned(32, 64), torch.randn(2, 64, 4, 4).half(), torch.randn(32).half()
+    residual = torch.randn(2, 32, 4, 4).half()
+    op = SparseLinear(CUSPARSELT, HALF, 32, 64, True, residual=True, activation=activation)
+    given = (x, packed(weight), *([bias] * biased), residual)
+    wanted = torch.conv2d(x.double(), weight.double()[:, :, None, None], bias.double() if biased else None) + residual
+    wanted = {"none": wanted, "relu": wanted.relu(), "gelu": F.gelu(wanted, approximate="tanh")}[activation]
+    y = op.reference(*given)
+    torch.testing.assert_close(y.double(), wanted, rtol=4e-3, atol=4e-3)
+    assert y.is_contiguous(memory_format=torch.channels_last) and type_of(y).matches(op.infer(*map(type_of, given)))
+
+
+def test_integers_with_what_follows() -> None:
+    weight, x = pruned(32, 64, torch.int8), torch.randint(-128, 128, (48, 64), dtype=torch.int8)
+    scale, bias, residual = torch.rand(32) / 1000, torch.randn(32), torch.randn(48, 32).half()
+    op = SparseIntegerLinear(CUSPARSELT, HALF, 32, 64, residual=True, activation="relu")
+    wanted = ((x.double() @ weight.double().T) * scale + bias + residual).relu().half()
+    torch.testing.assert_close(op.reference(x, packed(weight), scale, bias, residual), wanted)
+
+
 def half(*shape: int) -> TensorType:
     return TensorType(shape, HALF)
 
@@ -122,13 +144,23 @@ def test_what_the_libraries_cannot_do_is_refused() -> None:
         SparseLinear(CUTLASS, torch.float32, 32, 64).infer(half(8, 64), stored_type(32, 64))
     with pytest.raises(Unsupported, match=r"f16\[8, 48\] with 32 × 64 weights"):
         SparseLinear(CUTLASS, HALF, 32, 64).infer(half(8, 48), stored_type(32, 64))
-    with pytest.raises(Unsupported, match=r"to torch\.float16 with scale None"):
+    with pytest.raises(Unsupported, match=r"to torch\.float16 with nothing for scale"):
         SparseIntegerLinear(CUSPARSELT, HALF, 32, 64).infer(TensorType((8, 64), torch.int8), stored_type(32, 64, 1))
     with pytest.raises(Unsupported, match=r"cutlass's sparse product of int8 to torch\.float16"):
         channels = TensorType((32,), torch.float32)
         SparseIntegerLinear(CUTLASS, HALF, 32, 64).infer(
             TensorType((8, 64), torch.int8), stored_type(32, 64, 1), channels, channels
         )
+
+
+def test_what_only_cusparselt_does_is_refused_of_cutlass() -> None:
+    given = half(8, 64), stored_type(32, 64)
+    with pytest.raises(Unsupported, match="cutlass's sparse product with activation relu"):
+        SparseLinear(CUTLASS, HALF, 32, 64, activation="relu").infer(*given)
+    with pytest.raises(Unsupported, match="with activation silu"):
+        SparseLinear(CUSPARSELT, HALF, 32, 64, activation="silu").infer(*given)
+    with pytest.raises(Unsupported, match="with bias and residual none"):
+        SparseLinear(CUSPARSELT, HALF, 32, 64, residual=True).infer(*given)
 
 
 # ---- in engines --------------------------------------------------------------------------------------------------------------
@@ -248,7 +280,7 @@ def test_a_plan_lays_sparse_weights_out_and_no_others(monkeypatch: pytest.Monkey
 
 def test_laying_out_needs_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_has_cusparselt", False)
-    with pytest.raises(EngineMismatch, match="was built without it; compile the model here"):
+    with pytest.raises(EngineMismatch, match="was built without it or with an old one; compile the model here"):
         SparseLinear(CUSPARSELT, HALF, 32, 64).prepared(packed(pruned(32, 64)))
 
 
@@ -336,7 +368,8 @@ def integer_layer(rows: int, features: int, terms: int, dense: bool = False) -> 
 @pytest.mark.usefixtures("with_cusparselt")
 def test_integers_are_scaled_by_the_library_or_after_it() -> None:
     found = [t.config for t in tactics.tactics_of(integer_layer(48, 32, 64))[0] if t.template == "sparse_int8"]
-    assert found == [SparseInt8Config(CUSPARSELT, True), SparseInt8Config(CUSPARSELT, False)]
+    fused = [SparseInt8Config(CUSPARSELT, True, fused=True)] if cusparselt.library() else []
+    assert found == [*fused, SparseInt8Config(CUSPARSELT, True), SparseInt8Config(CUSPARSELT, False)]
     assert [tactics.from_json(tactics.Tactic("sparse_int8", c).to_json()).config for c in found] == found
 
 
@@ -353,3 +386,39 @@ def test_integers_that_are_refused(sizes: tuple[int, int, int], dense: bool, why
     found, refusals = tactics.tactics_of(integer_layer(*sizes, dense))
     assert not any(t.template == "sparse_int8" for t in found)
     assert any(r.startswith("sparse_int8: ") and why in r for r in refusals), refusals
+
+
+# ---- cuSPARSELt's own interface ------------------------------------------------------------------------------------------------
+
+
+def test_without_the_library_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_has_cusparselt", False)
+    cusparselt.library.cache_clear()
+    try:
+        assert cusparselt.library() is None
+    finally:
+        cusparselt.library.cache_clear()
+
+
+@pytest.mark.skipif(cusparselt.library() is None, reason="PyTorch has no cuSPARSELt")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_library_says_why_not() -> None:
+    with pytest.raises(RuntimeError, match="cuSPARSELt's cusparseLtInit says: "):
+        cusparselt._handle(0)
+
+
+@pytest.mark.usefixtures("with_cusparselt")
+@pytest.mark.skipif(cusparselt.library() is None, reason="PyTorch has no cuSPARSELt")
+@pytest.mark.parametrize(
+    ("after", "fused"),
+    [
+        (nn.ReLU(), True),
+        (nn.GELU(approximate="tanh"), True),
+        (nn.GELU(), False),
+        (nn.Sequential(nn.ReLU(), nn.Sigmoid()), False),
+        (nn.Identity(), False),
+    ],
+)
+def test_what_the_library_takes_on(after: nn.Module, fused: bool) -> None:
+    found, _ = offered(nn.Sequential(two_four(nn.Conv2d(64, 32, 1)), after, nn.Conv2d(32, 8, 3)), torch.randn(2, 64, 4, 4))
+    assert [t.config.fused for t in found] == [True, False][1 - fused :]

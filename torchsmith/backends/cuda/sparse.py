@@ -10,6 +10,7 @@ an engine does before it captures.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchsmith.backends.cuda import cusparselt as direct
 from torchsmith.backends.cuda.two_four import packed_shape, unpacked
 from torchsmith.errors import EngineMismatch, Unsupported
 from torchsmith.ir.dim import same
@@ -58,11 +60,13 @@ def has_cutlass() -> bool:
 
 @dataclass(frozen=True)
 class SparseLinear(Op):
-    """x @ weight.T + bias with weights that are 2:4. Source: torch._cslt_sparse_mm, torch._sparse_semi_structured_linear.
+    """activation(x @ weight.T + bias + residual) with weights that are 2:4.
 
-    x: (..., K), or (B, K, ...) where `channels_first`, 16 bits; weight: bytes, `two_four.packed` of (N, K) in x's dtype;
-    bias: (N,) where given. The result has its features where x has them, and they are innermost in memory. M, the number of
-    rows, is a multiple of what `LAYOUTS` says. library: "cusparselt" or "cutlass". algorithm: cuSPARSELt's number of a kernel.
+    x: (..., K), or (B, K, ...) where `channels_first`, 16 bits; weight: bytes, `two_four.packed` of (N, K) in x's dtype; bias: (N,)
+    where given. The result has its features where x has them, and they are innermost in memory. M, the number of rows, is a
+    multiple of what `LAYOUTS` says. library: "cusparselt" or "cutlass". algorithm: cuSPARSELt's number of a kernel.
+    residual: whether the last input is one, like the result. activation: "none", "relu" or "gelu" (by tanh). These two are
+    cuSPARSELt's alone. Source: torch._cslt_sparse_mm, torch._sparse_semi_structured_linear, cusparseLtMatmul.
     """
 
     library: str
@@ -71,38 +75,47 @@ class SparseLinear(Op):
     terms: int
     channels_first: bool = False
     algorithm: int = 0
+    residual: bool = False
+    activation: str = "none"
 
     prepares: ClassVar[int] = 1
 
-    def infer(self, x: TensorType, weight: TensorType, bias: TensorType | None = None) -> TensorType:  # type: ignore[override]
-        check(self.library, self.dtype, HALVES)
-        return result_type(self, x, weight, self.dtype)
+    def infer(self, x: TensorType, weight: TensorType, *more: TensorType) -> TensorType:  # type: ignore[override]
+        check(self, HALVES)
+        found = result_type(self, x, weight, self.dtype)
+        if len(more) not in (int(self.residual), 1 + self.residual) or (self.residual and not more[-1].matches(found)):
+            raise Unsupported(f"a sparse product of {found} with bias and residual {', '.join(map(str, more)) or 'none'}")
+        return found
 
     @property
     def stored_shape(self) -> tuple[int, int]:
         return packed_shape(self.features, self.terms, 2)
 
     def prepared(self, stored: Tensor) -> Tensor:
-        return compressed(self.library, stored, self.dtype, self.terms)
+        return compressed_for(self, stored, self.dtype)
 
-    def reference(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return over_rows(x, self.channels_first, self.features, lambda rows: self._product(rows, weight, bias))
+    def reference(self, x: Tensor, weight: Tensor, *more: Tensor) -> Tensor:  # type: ignore[override]
+        bias, residual = split(more, self.residual)
 
-    def _product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not rows.is_cuda:
-            return F.linear(rows, unpacked(weight, self.dtype, self.terms), bias)
-        if self.library == CUSPARSELT:
-            return cusparselt(weight.view(self.dtype).view(self.features, -1), rows, bias, None, None, self.algorithm)
-        return cutlass(weight, rows, self.features, bias, None)
+        def product(rows: Tensor, residual: Tensor | None) -> Tensor:
+            if not rows.is_cuda:
+                return after(F.linear(rows, unpacked(weight, self.dtype, self.terms), bias), residual, self.activation)
+            if self.library == CUTLASS:
+                return cutlass(weight, rows, self.features, bias, None)
+            if residual is None and self.activation == "none":
+                return cusparselt(weight.view(self.dtype).view(self.features, -1), rows, bias, None, None, self.algorithm)
+            return direct.product(weight, rows, self.features, self.dtype, bias, None, residual, self.activation)
+
+        return over_rows(x, residual, self, product)
 
 
 @dataclass(frozen=True)
 class SparseIntegerLinear(Op):
-    """x @ weight.T of int8 with weights that are 2:4, exactly in int32, or times a scale and plus a bias in 16 bits.
+    """x @ weight.T of int8 with weights that are 2:4, exactly in int32; or times a scale, plus a bias and a residual, in 16 bits.
 
     x: (..., K), or (B, K, ...) where `channels_first`; weight: bytes, `two_four.packed` of (N, K) int8. dtype: torch.int32 takes
-    neither scale nor bias; torch.float16 and torch.bfloat16 take both, (N,) float32, and cuSPARSELt alone gives them. Otherwise
-    as `SparseLinear`. Source: torch._cslt_sparse_mm, torch._sparse_semi_structured_linear.
+    nothing else; torch.float16 and torch.bfloat16 take a scale and a bias, (N,) float32, and cuSPARSELt alone gives them. Otherwise
+    as `SparseLinear`.
     """
 
     library: str
@@ -111,43 +124,79 @@ class SparseIntegerLinear(Op):
     terms: int
     channels_first: bool = False
     algorithm: int = 0
+    residual: bool = False
+    activation: str = "none"
 
     prepares: ClassVar[int] = 1
 
-    def infer(  # type: ignore[override]
-        self, x: TensorType, weight: TensorType, scale: TensorType | None = None, bias: TensorType | None = None
-    ) -> TensorType:
-        check(self.library, self.dtype, (torch.int32, *HALVES))
+    def infer(self, x: TensorType, weight: TensorType, *more: TensorType) -> TensorType:  # type: ignore[override]
+        check(self, (torch.int32, *HALVES))
+        found = result_type(self, x, weight, torch.int8)
         scaled = self.dtype != torch.int32
-        if scaled != (scale is not None) or scaled != (bias is not None) or (scaled and self.library != CUSPARSELT):
-            raise Unsupported(f"{self.library}'s sparse product of int8 to {self.dtype} with scale {scale} and bias {bias}")
-        return result_type(self, x, weight, torch.int8)
+        wrong = len(more) != 2 * scaled + self.residual or (self.residual and not more[-1].matches(found))
+        if wrong or (not scaled and (self.residual or self.activation != "none")) or (scaled and self.library != CUSPARSELT):
+            given = ", ".join(map(str, more)) or "nothing"
+            raise Unsupported(f"{self.library}'s sparse product of int8 to {self.dtype} with {given} for scale, bias and residual")
+        return found
 
     @property
     def stored_shape(self) -> tuple[int, int]:
         return packed_shape(self.features, self.terms, 1)
 
     def prepared(self, stored: Tensor) -> Tensor:
-        return compressed(self.library, stored, torch.int8, self.terms)
+        return compressed_for(self, stored, torch.int8)
 
-    def reference(  # type: ignore[override]
-        self, x: Tensor, weight: Tensor, scale: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor:
-        return over_rows(x, self.channels_first, self.features, lambda rows: self._product(rows, weight, scale, bias))
+    def reference(self, x: Tensor, weight: Tensor, *more: Tensor) -> Tensor:  # type: ignore[override]
+        scale, *rest = more or (None,)
+        bias, residual = split(rest, self.residual)
 
-    def _product(self, rows: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-        if not rows.is_cuda:
-            sums = F.linear(rows.double(), unpacked(weight, torch.int8, self.terms).double())  # exact
-            return (sums if scale is None or bias is None else (sums * scale + bias)).to(self.dtype)
-        if self.library == CUSPARSELT:
-            given = weight.view(torch.int8).view(self.features, -1)
-            return cusparselt(given, rows, bias, scale, self.dtype, self.algorithm)
-        return cutlass(weight, rows, self.features, None, torch.int32)
+        def product(rows: Tensor, residual: Tensor | None) -> Tensor:
+            if not rows.is_cuda:
+                sums = F.linear(rows.double(), unpacked(weight, torch.int8, self.terms).double())  # exact
+                scaled = sums if scale is None or bias is None else sums * scale + bias
+                return after(scaled, residual, self.activation).to(self.dtype)
+            if self.library == CUTLASS:
+                return cutlass(weight, rows, self.features, None, torch.int32)
+            if residual is None and self.activation == "none":
+                given = weight.view(torch.int8).view(self.features, -1)
+                return cusparselt(given, rows, bias, scale, self.dtype, self.algorithm)
+            return direct.product(weight, rows, self.features, self.dtype, bias, scale, residual, self.activation)
+
+        return over_rows(x, residual, self, product)
 
 
-def check(library: str, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> None:
-    if library not in (CUSPARSELT, CUTLASS) or dtype not in dtypes:
-        raise Unsupported(f"a sparse product by {library!r} in {dtype}; there are {CUSPARSELT} and {CUTLASS}, in {dtypes}")
+def compressed_for(op: SparseLinear | SparseIntegerLinear, stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in the layout of the op's library, as flat bytes. Raises EngineMismatch where the library is missing."""
+    direct_too = op.residual or op.activation != "none"
+    if op.library == CUSPARSELT and (not has_cusparselt() or (direct_too and direct.library() is None)):
+        raise EngineMismatch(
+            f"the engine multiplies 2:4 weights by cuSPARSELt, and PyTorch {torch.__version__} was built without it or with an old "
+            "one; compile the model here, or install PyTorch for CUDA from its own index"
+        )
+    return compressed(op.library, stored, dtype, op.terms)
+
+
+def check(op: SparseLinear | SparseIntegerLinear, dtypes: tuple[torch.dtype, ...]) -> None:
+    if op.library not in (CUSPARSELT, CUTLASS) or op.dtype not in dtypes:
+        raise Unsupported(f"a sparse product by {op.library!r} in {op.dtype}; there are {CUSPARSELT} and {CUTLASS}, in {dtypes}")
+    more = op.residual or op.activation != "none"
+    if op.activation not in ("none", *direct.ACTIVATIONS) or (more and op.library != CUSPARSELT):
+        raise Unsupported(f"{op.library}'s sparse product with activation {op.activation} and residual {op.residual}")
+
+
+def split(more: Sequence[Tensor], residual: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The bias and the residual of an op's last inputs."""
+    given = list(more)
+    last = given.pop() if residual else None
+    return (given[0] if given else None), last
+
+
+def after(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    """What the library does to its sums."""
+    y = y if residual is None else y + residual
+    if activation == "none":
+        return y
+    return torch.relu(y) if activation == "relu" else F.gelu(y, approximate="tanh")
 
 
 def result_type(op: SparseLinear | SparseIntegerLinear, x: TensorType, weight: TensorType, given: torch.dtype) -> TensorType:
@@ -160,26 +209,28 @@ def result_type(op: SparseLinear | SparseIntegerLinear, x: TensorType, weight: T
     return TensorType(tuple(shape), op.dtype)
 
 
-def over_rows(x: Tensor, channels_first: bool, features: int, product: object) -> Tensor:
-    """`product` of x as rows (M, K), its result in the shape that x has but for the features."""
-    assert callable(product)
-    given = x.movedim(1, -1) if channels_first else x
-    y: Tensor = product(given.reshape(-1, given.shape[-1])).view(*given.shape[:-1], features)
-    return y.movedim(-1, 1) if channels_first else y
+def over_rows(
+    x: Tensor,
+    residual: Tensor | None,
+    op: SparseLinear | SparseIntegerLinear,
+    product: Callable[[Tensor, Tensor | None], Tensor],
+) -> Tensor:
+    """`product` of x as rows (M, K) and the residual as rows (M, N), its result in the shape that x has but for the features."""
+    given = x.movedim(1, -1) if op.channels_first else x
+    added = None
+    if residual is not None:
+        added = (residual.movedim(1, -1) if op.channels_first else residual).reshape(-1, op.features).contiguous()
+    y = product(given.reshape(-1, op.terms).contiguous(), added).view(*given.shape[:-1], op.features)
+    return y.movedim(-1, 1) if op.channels_first else y
 
 
 # ---- the libraries -----------------------------------------------------------------------------------------------------------
 
 
 def compressed(library: str, stored: Tensor, dtype: torch.dtype, terms: int) -> Tensor:
-    """Weights in the library's layout, as flat bytes. stored: `two_four.packed`, on the GPU. Raises EngineMismatch without it."""
+    """Weights in the library's layout, as flat bytes. stored: `two_four.packed`, on the GPU."""
     dense = unpacked(stored, dtype, terms)
     if library == CUSPARSELT:
-        if not has_cusparselt():
-            raise EngineMismatch(
-                f"the engine multiplies 2:4 weights by cuSPARSELt, and PyTorch {torch.__version__} was built without it; "
-                "compile the model here, or install PyTorch for CUDA from its own index"
-            )
         return torch._cslt_compress(dense).reshape(-1).view(torch.uint8)
     from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.backends.cuda.simulated import check, run
-from torchsmith.backends.cuda import tactics
-from torchsmith.backends.cuda.sparse import SparseIntegerLinear
-from torchsmith.backends.cuda.tactics import sparse_int8
+from torchsmith.backends.cuda import cusparselt, tactics
+from torchsmith.backends.cuda.sparse import SparseIntegerLinear, SparseLinear
+from torchsmith.backends.cuda.tactics import sparse, sparse_int8
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.types import TensorType
@@ -29,6 +29,7 @@ def sparse_first(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rest = [name for name in tactics.ORDER if name not in tactics.SPARSE]
     monkeypatch.setattr(tactics, "ORDER", (*sorted(tactics.SPARSE), *rest))
     monkeypatch.setattr(torch._C, "_has_cusparselt", True)
+    monkeypatch.setattr(cusparselt, "library", lambda: True)
     yield
 
 
@@ -51,10 +52,16 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_products(bias: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_products(bias: bool, dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fused:
+        configs = sparse.SparseTemplate.configs
+        monkeypatch.setattr(sparse.SparseTemplate, "configs", lambda self, e: [c for c in configs(self, e) if not c.fused])
     found = check(Block(bias), torch.randn(2, 32, 4, 3), dtype=dtype)
     assert found.kernels.count("[SparseLinear]") == 4, found.kernels
-    assert found.kernels.count("pointwise") >= 4, found.kernels
+    ops = [step.op for step in found.steps if hasattr(step, "op")]
+    assert sum(op.residual and op.activation == "relu" for op in ops if isinstance(op, SparseLinear)) == fused
+    assert found.kernels.count("pointwise") >= 4 - fused, found.kernels
 
 
 def integers(channels_first: bool, zero_point: bool, again: bool) -> Graph:
@@ -75,15 +82,17 @@ def integers(channels_first: bool, zero_point: bool, again: bool) -> Graph:
 
 @pytest.mark.parametrize("channels_first", [True, False])
 @pytest.mark.parametrize("zero_point", [True, False])
-@pytest.mark.parametrize("scaled", [True, False])
-def test_integers(channels_first: bool, zero_point: bool, scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("scaled", "fused"), [(True, True), (True, False), (False, False)])
+def test_integers(channels_first: bool, zero_point: bool, scaled: bool, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = sparse_int8.SparseInt8Template.configs
     monkeypatch.setattr(
-        sparse_int8.SparseInt8Template, "configs", lambda self, e: [c for c in configs(self, e) if c.scaled == scaled]
+        sparse_int8.SparseInt8Template,
+        "configs",
+        lambda self, e: [c for c in configs(self, e) if (c.scaled, c.fused) == (scaled, fused)],
     )
     graph = integers(channels_first, zero_point, False)
     found = run(graph, [torch.randint(-128, 128, graph.inputs[0].type.shape).to(torch.int8)])
-    assert found.kernels == ["[SparseIntegerLinear]", "pointwise"]
+    assert found.kernels == ["[SparseIntegerLinear]", *(["pointwise"] if not fused else [])]
     (op,) = [step.op for step in found.steps if hasattr(step, "op")]
     assert isinstance(op, SparseIntegerLinear) and op.dtype == (torch.float16 if scaled else torch.int32)
     assert found.error <= 1.1 * found.eager_error + 2e-4, (found.error, found.eager_error)

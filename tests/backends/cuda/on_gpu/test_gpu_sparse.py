@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ from torch.nn import functional as F
 import torchsmith
 from tests.backends.cuda.on_gpu.nets import BFLOAT, HALF, Vit, double, error, fast, images, made, needs_gpu, right
 from torchsmith.backends import target_of
-from torchsmith.backends.cuda import tactics
+from torchsmith.backends.cuda import cusparselt, tactics
 from torchsmith.backends.cuda.plan import CallStep
-from torchsmith.backends.cuda.sparse import CUSPARSELT, CUTLASS, SparseIntegerLinear, SparseLinear, has_cusparselt, has_cutlass
-from torchsmith.backends.cuda.tactics import sparse
+from torchsmith.backends.cuda.sparse import (
+    CUSPARSELT,
+    CUTLASS,
+    SparseIntegerLinear,
+    SparseLinear,
+    after,
+    has_cusparselt,
+    has_cutlass,
+)
+from torchsmith.backends.cuda.tactics import sparse, sparse_int8
 from torchsmith.backends.cuda.two_four import packed
 from torchsmith.bench import sparse as bench
 from torchsmith.runtime.compiled import CompiledModule
@@ -113,8 +121,17 @@ def sparse_model(kind: type[nn.Module] = Net) -> nn.Module:
     return torchsmith.sparsify(made(kind))
 
 
+def only(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Any], bool]) -> None:
+    """Of the sparse templates' configurations these alone."""
+    for template in (sparse.SparseTemplate, sparse_int8.SparseInt8Template):
+        given: Callable[..., Sequence[Any]] = template.configs
+        monkeypatch.setattr(template, "configs", lambda self, e, given=given: [c for c in given(self, e) if wanted(c)])
+
+
 @pytest.fixture
 def sparse_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch's own op does comes first."""
+    only(monkeypatch, lambda config: not config.fused)
     monkeypatch.setattr(
         tactics, "ORDER", (*sorted(tactics.SPARSE), *(name for name in tactics.ORDER if name not in tactics.SPARSE))
     )
@@ -131,8 +148,7 @@ def called(module: CompiledModule) -> list[str]:
 @pytest.mark.parametrize("library", [CUSPARSELT, CUTLASS])
 def test_an_engine(dtype: torch.dtype, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library_or_skip(library)
-    configs: Callable[..., list[sparse.SparseConfig]] = sparse.SparseTemplate.configs  # type: ignore[assignment]
-    monkeypatch.setattr(sparse.SparseTemplate, "configs", lambda self, e: [c for c in configs(self, e) if c.library == library])
+    only(monkeypatch, lambda config: config.library == library)
     model = sparse_model()
     module = fast(model, [pictures()], dtype)
     assert called(module).count("SparseLinear") >= 3
@@ -174,6 +190,56 @@ def test_an_engine_of_int8() -> None:
         x = pictures(seed=seed)
         wanted = double(model, x)
         assert error(module(x), wanted) <= 1.1 * error(dense(x), wanted) + 2e-3
+
+
+# ---- cuSPARSELt's own interface ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize(("m", "n", "k"), [(8, 32, 64), (392, 96, 128)])
+def test_what_follows_in_the_same_kernel(dtype: torch.dtype, residual: bool, activation: str, m: int, n: int, k: int) -> None:
+    weight, x = pruned(n, k).to(dtype), torch.randn(m, k, device="cuda", dtype=dtype)
+    bias, more = torch.randn(n, device="cuda", dtype=dtype), torch.randn(m, n, device="cuda", dtype=dtype)
+    flat = SparseLinear(CUSPARSELT, dtype, n, k).prepared(packed(weight).cuda())
+    y = cusparselt.product(flat, x, n, dtype, bias, None, more if residual else None, activation)
+    wanted = after(F.linear(x.double(), weight.double().cuda(), bias.double()), more.double() if residual else None, activation)
+    assert error(y, wanted) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_integers_with_what_follows(dtype: torch.dtype, residual: bool, activation: str) -> None:
+    m, n, k = 208, 96, 256
+    weight = (pruned(n, k) * 300).round().clamp(-127, 127).to(torch.int8)
+    x, more = torch.randint(-128, 128, (m, k), dtype=torch.int8), torch.randn(m, n).to(dtype)
+    scale, bias = torch.rand(n) / 4096, torch.randn(n)
+    op = SparseIntegerLinear(CUSPARSELT, dtype, n, k, residual=residual, activation=activation)
+    given = (scale, bias, *([more] * residual))
+    y = op.reference(x.cuda(), op.prepared(packed(weight).cuda()), *(t.cuda() for t in given))
+    sums = (x.double() @ weight.double().T) * scale.double() + bias.double()
+    assert y.dtype == dtype and error(y.cpu(), after(sums, more.double() if residual else None, activation)) < LIMIT[dtype]
+
+
+def test_a_refusal_is_the_librarys_own_words() -> None:
+    flat = SparseLinear(CUSPARSELT, HALF, 32, 64).prepared(packed(pruned(32, 64).half()).cuda())
+    with pytest.raises(RuntimeError, match=r"cuSPARSELt's cusparseLt\w+ says: "):
+        cusparselt.product(flat, torch.zeros(8, 60, device="cuda", dtype=HALF), 32, HALF, activation="relu")
+
+
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT])
+def test_an_engine_with_what_follows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tactics, "ORDER", (*sorted(tactics.SPARSE), *(n for n in tactics.ORDER if n not in tactics.SPARSE)))
+    model = sparse_model()
+    module = fast(model, [pictures()], dtype)
+    (engine,) = module.engines
+    steps = engine.runner.plan.variants[0].steps  # type: ignore[attr-defined]
+    ops = [s.op for s in steps if isinstance(s, CallStep) and isinstance(s.op, SparseLinear)]
+    assert any(op.residual and op.activation == "relu" for op in ops)
+    for seed in (1, 2, 3):
+        right(module(pictures(seed=seed)), model, pictures(seed=seed), dtype=dtype)
 
 
 def test_the_bench() -> None:

@@ -1,21 +1,22 @@
 """Linear layers and 1×1 convolutions with 2:4 weights on sparse tensor cores, by cuSPARSELt or CUTLASS.
 
-The library adds the bias; what else follows is one pointwise launch. k×k convolutions stay dense: as a product each picture would
-be written k² times over.
+The library adds the bias, cuSPARSELt also a residual, relu and gelu; what else follows is one pointwise launch. k×k convolutions
+stay dense: as a product each picture would be written k² times over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from torchsmith.backends.cuda import cusparselt as direct
 from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.layout import View, byte_alignment, divisible
 from torchsmith.backends.cuda.sparse import CUSPARSELT, CUTLASS, HALVES, LAYOUTS, SparseLinear, has_cusparselt, has_cutlass
 from torchsmith.backends.cuda.tactics.after import emit_after, plan_after, renamed
-from torchsmith.backends.cuda.tactics.cublas import features_innermost
+from torchsmith.backends.cuda.tactics.cublas import ACTIVATIONS, features_innermost
 from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
 from torchsmith.backends.cuda.two_four import packed
 from torchsmith.errors import Unsupported
@@ -25,16 +26,17 @@ from torchsmith.sparsity.pattern import is_two_four
 
 MAINS = ("Linear", "Convolution")
 INTEGER_MAINS = ("IntegerLinear", "IntegerConvolution")
-# Of cuSPARSELt's kernels only the one that it takes itself: others, and its search, ended in illegal instructions on an H200 (0.8.0).
+# Of cuSPARSELt's kernels the one that it takes itself: its search among them ended in an illegal instruction (0.8.0, H200).
 ALGORITHMS = (0,)
 
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """library: "cusparselt" or "cutlass". algorithm: see `SparseLinear`."""
+    """library: "cusparselt" or "cutlass". algorithm: see `SparseLinear`. fused: whether what follows is in the library's kernel."""
 
     library: str
     algorithm: int = 0
+    fused: bool = False
 
 
 class SparseTemplate:
@@ -46,8 +48,12 @@ class SparseTemplate:
         parts = product_of(e, *MAINS)
         if parts.main.inputs[0].type.dtype not in HALVES:
             raise Unsupported(f"a sparse product of {parts.main.inputs[0].type.dtype}; it takes float16 and bfloat16")
-        found = libraries(e, parts, 2)
-        self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether what follows can be written
+        given = libraries(e, parts, 2)
+        found = [
+            replace(c, fused=True) for c in given if c.library == CUSPARSELT and fused_after(parts.after, parts.main.outputs[0])
+        ]
+        found += given
+        self.emit(Emission(e.node, e.views, e._packed), found[-1])  # whether what follows can be written
         return found
 
     def emit(self, e: Emission, config: SparseConfig) -> None:
@@ -58,6 +64,12 @@ class SparseTemplate:
         rows, terms = matrix_size(given)
         op = SparseLinear(config.library, x.type.dtype, rows, terms, channels_first, config.algorithm)
         weight = weights(e, given, config.library)
+        if config.fused:
+            found = fused_after(parts.after, main.outputs[0])
+            assert found is not None, f"{e.node} has nothing after it that cuSPARSELt does"
+            op = replace(op, residual=bool(found.residual), activation=found.activation)
+            e.call(op, (x, weight, *bias, *found.residual), (output,))
+            return
         if not parts.after:
             e.call(op, (x, weight, *bias), (output,))
             return
@@ -73,6 +85,30 @@ def has_two_four(e: Emission) -> bool:
     inner: Sequence[Node] = e.node.op.body.nodes if hasattr(e.node.op, "body") else (e.node,)
     given = [e.constant(n.inputs[1]) for n in inner if type(n.op).__name__ in (*MAINS, *INTEGER_MAINS)]
     return any(weight is not None and weight.dim() > 1 and is_two_four(weight) for weight in given)
+
+
+@dataclass(frozen=True)
+class Fusable:
+    """What cuSPARSELt does after its sums. residual: nothing, or one value."""
+
+    residual: tuple[Value, ...]
+    activation: str
+
+
+def fused_after(after: Sequence[Node], result: Value) -> Fusable | None:
+    """What follows as cuSPARSELt's kernel does it; None where it cannot, and where nothing follows."""
+    if not after or direct.library() is None:
+        return None
+    nodes, residual = list(after), tuple[Value, ...]()
+    if str(nodes[0].op) == "Binary[add]":
+        residual = tuple(v for v in nodes[0].inputs if v is not result)
+        if len(residual) != 1 or not residual[0].type.matches(result.type):
+            return None
+        nodes.pop(0)
+    if not nodes:
+        return Fusable(residual, "none")
+    activation = ACTIVATIONS.get(str(nodes[0].op))
+    return None if activation is None or len(nodes) > 1 else Fusable(residual, activation)
 
 
 def product_of(e: Emission, *mains: str) -> Parts:

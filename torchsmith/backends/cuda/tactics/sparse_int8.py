@@ -7,7 +7,7 @@ gives the sums in int32. What follows is one pointwise launch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,18 +18,22 @@ from torchsmith.backends.cuda.sparse import CUSPARSELT, HALVES, SparseIntegerLin
 from torchsmith.backends.cuda.tactics.after import emit_after, plan_after, renamed
 from torchsmith.backends.cuda.tactics.cublas import features_innermost
 from torchsmith.backends.cuda.tactics.parts import Parts
-from torchsmith.backends.cuda.tactics.sparse import INTEGER_MAINS, libraries, matrix_size, product_of, weights
+from torchsmith.backends.cuda.tactics.sparse import INTEGER_MAINS, fused_after, libraries, matrix_size, product_of, weights
 from torchsmith.errors import Unsupported
 from torchsmith.ir.graph import Node, Value
 
 
 @dataclass(frozen=True)
 class SparseInt8Config:
-    """scaled: whether the library's kernel multiplies by the scales. library, algorithm: see `SparseIntegerLinear`."""
+    """scaled: whether the library's kernel multiplies by the scales; fused: whether what follows that is in it too.
+
+    library, algorithm: see `SparseIntegerLinear`.
+    """
 
     library: str
     scaled: bool
     algorithm: int = 0
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class SparseInt8Template:
     def configs(self, e: Emission) -> Sequence[SparseInt8Config]:
         parts = product_of(e, *INTEGER_MAINS)
         given = libraries(e, parts, 1)
-        scales = scaled_by(e, parts) is not None
-        found = [SparseInt8Config(c.library, True, c.algorithm) for c in given if scales and c.library == CUSPARSELT]
+        scales = scaled_by(e, parts)
+        can = [fused for fused in (True, False) if scales and (not fused or fused_after(scales.after, scales.value))]
+        found = [SparseInt8Config(c.library, True, c.algorithm, fused) for fused in can for c in given if c.library == CUSPARSELT]
         found += [SparseInt8Config(c.library, False, c.algorithm) for c in given]
         fitting = [c for c in found if self._refusal(e, c) is None]
         if not fitting:
@@ -78,6 +83,12 @@ class SparseInt8Template:
             value, after = found.value, found.after
             inputs += [_channels(e, main, "scale", found.scale), _channels(e, main, "bias", found.bias)]
         op = SparseIntegerLinear(config.library, value.type.dtype, *matrix_size(main.inputs[1]), channels_first, config.algorithm)
+        if config.fused:
+            fused = fused_after(after, value)
+            assert fused is not None, f"{e.node} has nothing after its scales that cuSPARSELt does"
+            op = replace(op, residual=bool(fused.residual), activation=fused.activation)
+            e.call(op, (*inputs, *fused.residual), (output,))
+            return
         if not after:
             e.call(op, inputs, (output,))
             return
