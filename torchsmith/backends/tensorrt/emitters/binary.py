@@ -1,0 +1,158 @@
+"""Functions of two numbers.
+
+Quotients of floats that are rounded down are put right by what remains, as TensorRT does not say how exact a division is; where
+the quotient has more digits than the dtype, the remainder is as inexact as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchsmith.backends.tensorrt.emit import Emission, emitter
+from torchsmith.backends.tensorrt.emitters import _integers
+from torchsmith.backends.tensorrt.emitters._pieces import (
+    SMALL,
+    both,
+    dtype_of,
+    either,
+    is_float,
+    is_negative,
+    like,
+    no,
+    select,
+    wide,
+    wrapped,
+)
+from torchsmith.backends.tensorrt.emitters.unary import truncated
+from torchsmith.errors import Unsupported
+from torchsmith.ops.binary import Binary
+
+Function = Callable[[Emission, Any, Any], Any]
+
+
+def _layer(name: str) -> Function:
+    return lambda e, a, b: e.binary(name, a, b)
+
+
+def _greater(order: str, wins: int) -> Function:
+    """The greater or the smaller of two. Of a NaN and a number, the NaN (wins=0) or the number (wins=1)."""
+
+    def of(e: Emission, a: Any, b: Any) -> Any:
+        takes_a = either(e, e.binary(order, a, b), e.unary("ISNAN", (a, b)[wins]))
+        return select(e, takes_a, a, b)
+
+    return of
+
+
+def _quotient(e: Emission, a: Any, b: Any) -> tuple[Any, Any]:
+    """a / b rounded down, and the remainder, which has b's sign."""
+    zero = like(e, 0, b)
+    q = e.unary("FLOOR", e.binary("DIV", a, b))
+    # nothing times infinity would be NaN
+    r = select(e, e.binary("EQUAL", q, zero), a, e.binary("SUB", a, e.binary("PROD", q, b)))
+    size = e.unary("ABS", b)
+    towards = select(e, e.binary("LESS", b, zero), e.unary("NEG", r), r)
+    above, below = no(e, e.binary("LESS", towards, size)), e.binary("LESS", towards, zero)
+    above = both(e, above, e.binary("GREATER", size, zero))
+    step = e.binary("SUB", e.to(above, dtype_of(a)), e.to(below, dtype_of(a)))
+    moved = e.binary("SUB", r, e.binary("PROD", step, b))
+    return e.binary("SUM", q, step), select(e, e.binary("EQUAL", step, zero), r, moved)
+
+
+def _fmod(e: Emission, a: Any, b: Any) -> Any:
+    size = _quotient(e, e.unary("ABS", a), e.unary("ABS", b))[1]
+    return select(e, e.binary("LESS", a, like(e, 0, a)), e.unary("NEG", size), size)
+
+
+def _atan2(e: Emission, y: Any, x: Any) -> Any:
+    """The angle in the first quadrant, turned by the signs."""
+    high, far = e.unary("ABS", y), e.unary("ABS", x)
+    ratio = select(e, e.binary("EQUAL", high, far), like(e, 1, high), e.binary("DIV", high, far))  # also of two infinities
+    ratio = select(e, e.binary("EQUAL", high, like(e, 0, high)), high, ratio)
+    ratio = select(e, e.unary("ISNAN", x), x, ratio)
+    angle = e.unary("ATAN", ratio)
+    angle = select(e, is_negative(e, x), e.binary("SUB", like(e, math.pi, angle), angle), angle)
+    return select(e, is_negative(e, y), e.unary("NEG", angle), angle)
+
+
+def _hypot(e: Emission, a: Any, b: Any) -> Any:
+    """Scaled by the longer side, so that the squares do not overflow."""
+    a, b = e.unary("ABS", a), e.unary("ABS", b)
+    first = e.binary("GREATER", a, b)
+    long, short = select(e, first, a, b), select(e, first, b, a)
+    one = like(e, 1, long)
+    ratio = select(e, e.binary("EQUAL", long, short), one, e.binary("DIV", short, long))
+    return e.binary("PROD", long, e.unary("SQRT", e.binary("SUM", one, e.binary("PROD", ratio, ratio))))
+
+
+def _copysign(e: Emission, a: Any, b: Any) -> Any:
+    size = e.unary("ABS", a)
+    return select(e, is_negative(e, b), e.unary("NEG", size), size)
+
+
+# In the dtype that is given.
+DIRECT: dict[str, Function] = {
+    "add": _layer("SUM"),
+    "sub": _layer("SUB"),
+    "mul": _layer("PROD"),
+    "div": _layer("DIV"),
+    "maximum": _greater("GREATER", 0),
+    "minimum": _greater("LESS", 0),
+    "fmax": _greater("GREATER", 1),
+    "fmin": _greater("LESS", 1),
+    "copysign": _copysign,
+}
+# In float32 where 16 bits are given.
+COMPOSED: dict[str, Function] = {
+    "pow": _layer("POW"),
+    "div_floor": lambda e, a, b: _quotient(e, a, b)[0],
+    "div_trunc": lambda e, a, b: truncated(e, e.binary("DIV", a, b)),
+    "remainder": lambda e, a, b: _quotient(e, a, b)[1],
+    "fmod": _fmod,
+    "atan2": _atan2,
+    "hypot": _hypot,
+}
+ON_INTEGERS: dict[str, Function] = {
+    "add": _layer("SUM"),
+    "sub": _layer("SUB"),
+    "mul": _layer("PROD"),
+    "maximum": _layer("MAX"),
+    "minimum": _layer("MIN"),
+    "fmax": _layer("MAX"),
+    "fmin": _layer("MIN"),
+    "div_floor": _layer("FLOOR_DIV"),
+    "div_trunc": _integers.divided,
+    "remainder": _integers.remainder,
+    "fmod": _integers.fmod,
+    "pow": _integers.power,
+}
+ON_BOOLS: dict[str, Function] = {
+    **{name: _layer("OR") for name in ("add", "maximum", "fmax", "bitwise_or")},
+    **{name: _layer("AND") for name in ("mul", "minimum", "fmin", "bitwise_and")},
+    "bitwise_xor": _layer("XOR"),
+}
+
+
+@emitter(Binary)
+def binary(e: Emission, op: Binary, a: Any, b: Any) -> Any:
+    dtype = e.node.inputs[0].type.dtype
+    if dtype == torch.bool:
+        if op.function not in ON_BOOLS:
+            raise Unsupported(f"TensorRT has no {op.function} of bools")
+        return ON_BOOLS[op.function](e, a, b)
+    if is_float(a):
+        if op.function in COMPOSED:
+            return e.to(COMPOSED[op.function](e, wide(e, a), wide(e, b)), dtype)
+        return DIRECT[op.function](e, a, b)
+    if op.function.endswith("shift"):
+        return _integers.shifted(e, op.function, a, b, dtype)
+    if op.function not in ON_INTEGERS:
+        raise Unsupported(f"TensorRT has no {op.function} of integers, but of bools alone")
+    if dtype == torch.int8:
+        a, b = e.to(a, torch.int32), e.to(b, torch.int32)
+    y = ON_INTEGERS[op.function](e, a, b)
+    return wrapped(e, y, dtype) if dtype in SMALL else y

@@ -1,0 +1,38 @@
+"""The greatest or smallest elements. TensorRT does not say where NaN comes among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchsmith.backends.tensorrt.emit import Emission, emitter
+from torchsmith.backends.tensorrt.emitters._pieces import at_least_two, dtype_of, mask_of
+from torchsmith.backends.tensorrt.library import trt
+from torchsmith.errors import Unsupported
+from torchsmith.ops.top_k import TopK
+
+GREATEST_K = 3840
+LAST_DIMS = 4  # along one of which it sorts
+
+
+@emitter(TopK)
+def top_k(e: Emission, op: TopK, x: Any) -> Any:
+    if isinstance(op.k, int) and not 1 <= op.k <= GREATEST_K:
+        raise Unsupported(f"TensorRT sorts out at least one element and at most {GREATEST_K}, and not {op.k}")
+    given = e.node.inputs[0].type
+    rows = at_least_two(e, e.to(x, torch.int32) if given.dtype in (torch.bool, torch.int8) else x)
+    dim = op.dim + len(rows.shape) - given.rank
+    if given.rank - op.dim > LAST_DIMS:
+        raise Unsupported(f"TensorRT sorts along the last {LAST_DIMS} dimensions, and {given} is to be along {op.dim}")
+    kinds = trt().TopKOperation
+    count = op.k if isinstance(op.k, int) else 1
+    layer = e.network.add_topk(rows, kinds.MAX if op.largest else kinds.MIN, count, mask_of([dim]))
+    if layer is not None and not isinstance(op.k, int):
+        layer.set_input(1, e.reshape_to(e.to(e.size(op.k), torch.int32), ()))
+    values, indices = e.layer(layer), e.to(e.layer(layer, 1), torch.int64)
+    if given.rank == 1:
+        values, indices = (e.shaped(y, (op.k,)) for y in (values, indices))
+    if given.dtype == torch.bool:
+        return e.binary("GREATER", values, e.number(0, dtype_of(values), given.rank)), indices
+    return e.to(values, given.dtype), indices
