@@ -17,6 +17,7 @@ from torchsmith.ir.alone import alone
 from torchsmith.ir.dim import Dim, Shape
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.op import Op
+from torchsmith.ir.types import TensorType
 
 Emitter = Callable[..., Any]
 EMITTERS: dict[type[Op], Emitter] = {}
@@ -31,6 +32,7 @@ TYPE_NAMES = {
     torch.bool: "BOOL",
     torch.uint8: "INT32",  # inside: TensorRT takes uint8 at a network's edge alone
 }
+MAX_RANK = 8
 
 
 def emitter(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
@@ -60,6 +62,13 @@ def data_type(dtype: torch.dtype) -> Any:
     if dtype not in TYPE_NAMES:
         raise Unsupported(f"TensorRT does not compute in {dtype}")
     return getattr(trt().DataType, TYPE_NAMES[dtype])
+
+
+def check_type(type: TensorType) -> None:
+    """Raises Unsupported for a dtype or a number of dimensions that TensorRT does not have."""
+    data_type(type.dtype)
+    if type.rank > MAX_RANK:
+        raise Unsupported(f"TensorRT's tensors have at most {MAX_RANK} dimensions, and here is {type}")
 
 
 class Emission:
@@ -100,8 +109,10 @@ class Emission:
             raise Unsupported(f"the tensorrt backend has no emitter for {type(node.op).__name__}")
         self.node, self._where = node, f"{number} {type(node.op).__name__}" + (f" of {node.origin}" if node.origin else "")
         for value in (*node.inputs, *node.outputs):
-            data_type(value.type.dtype)
-        given = self.emitters[type(node.op)](self, node.op, *(self.tensors[v] for v in node.inputs))
+            check_type(value.type)
+        given = self._without_elements(node)
+        if given is None:
+            given = self.emitters[type(node.op)](self, node.op, *(self.tensors[v] for v in node.inputs))
         for value, tensor in zip(node.outputs, given if isinstance(given, tuple) else (given,), strict=True):
             found = tuple(tensor.shape)
             assert tensor.dtype == data_type(value.type.dtype), f"{node}: {value.type}, TensorRT gives {tensor.dtype}"
@@ -111,7 +122,18 @@ class Emission:
             )
             self.tensors[value] = tensor
 
+    def _without_elements(self, node: Node) -> tuple[Any, ...] | None:
+        """Constants in place of a node whose outputs are known to have no elements; None for any other node."""
+        if not all(0 in value.type.shape for value in node.outputs):
+            return None
+        if not all(value.type.is_static for value in node.outputs):
+            raise Unsupported(f"{node.op} of no elements gives {node.outputs[0].type}, whose other sizes must be known")
+        return tuple(
+            self.to(self.constant(torch.zeros(value.type.shape, dtype=torch.int32)), value.type.dtype) for value in node.outputs
+        )
+
     def _input(self, name: str, value: Value) -> Any:
+        check_type(value.type)
         shape = tuple(size if isinstance(size, int) else -1 for size in value.type.shape)
         outside = trt().DataType.UINT8 if value.type.dtype == torch.uint8 else data_type(value.type.dtype)
         tensor = self.network.add_input(name, outside, shape)
@@ -237,6 +259,26 @@ class Emission:
         layer = self.network.add_concatenation(list(parts))
         if layer is not None:
             layer.axis = axis
+        return self.layer(layer)
+
+    def sliced(
+        self, x: Any, start: Shape, size: Shape, stride: Sequence[int] = (), mode: str = "STRICT_BOUNDS", fill: Any = None
+    ) -> Any:
+        """x from `start`, as many elements as `size` says, in steps of `stride` (1 where it is left out), by `SampleMode`.
+
+        Starts and sizes may be symbolic, and starts negative. fill: a tensor of no dimensions, for the mode "FILL".
+        """
+        rank = len(size)
+        known = [all(isinstance(n, (int, sympy.Integer)) for n in some) for some in (start, size)]
+        first, count = (tuple(int(n) for n in some) if k else (0,) * rank for some, k in zip((start, size), known, strict=True))
+        computed = {i: self.sizes(some) for i, (some, k) in enumerate(zip((start, size), known, strict=True), 1) if not k}
+        layer = self.network.add_slice(x, first, count, tuple(stride) or (1,) * rank)
+        if layer is not None:
+            layer.mode = getattr(trt().SampleMode, mode)
+            for number, tensor in computed.items():
+                layer.set_input(number, tensor)
+            if fill is not None:
+                layer.set_input(4, fill)
         return self.layer(layer)
 
     # ---- sizes --------------------------------------------------------------------------------------------------------------
