@@ -88,7 +88,7 @@ def convert_method_to_trt_engine(
     calls = compiled.plan.engine_calls if isinstance(compiled, CompiledModule) else []
     if not isinstance(compiled, CompiledModule) or len(calls) != 1 or compiled.plan.torch_calls:
         raise BuildError(f"the model did not become one engine and nothing else: {compiled!r}")
-    return parse(to_bytes(compiled.tensors[calls[0].constant])).plan.numpy().tobytes()
+    return parse(to_bytes(compiled.program.constants[calls[0].constant])).plan.numpy().tobytes()
 
 
 def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -> CompiledModule:

@@ -17,7 +17,7 @@ pytestmark = needs_gpu
 
 def bytes_of(compiled: CompiledModule) -> bytes:
     (call,) = compiled.plan.engine_calls
-    return to_bytes(compiled.tensors[call.constant])
+    return to_bytes(compiled.program.constants[call.constant])
 
 
 def test_both_splits_give_the_same() -> None:
