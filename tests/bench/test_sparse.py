@@ -12,7 +12,7 @@ from torchsmith.backends.cuda.timing_cache import Timing, tactic_text
 from torchsmith.backends.cuda.tune import is_sparse
 from torchsmith.bench import sparse
 from torchsmith.bench.machine import this_machine
-from torchsmith.bench.sparse import Product, Table, Timed, Whole
+from torchsmith.bench.sparse_table import Product, Table, Timed, Whole, WholeNode, write
 
 SMALL = [Product("a net", "fc", 2, 64, 128, 64), Product("a net", "head", 1, 64, 1000, 64), Product("a net", "last", 1, 64, 64, 96)]
 
@@ -63,11 +63,17 @@ def test_the_table(tmp_path: Path) -> None:
         Timed(SMALL[0], "f16", 10.0, "gemm", 8.0, "sparse", 1e-4, "", {}),
         Timed(SMALL[0], "int8", 6.0, "gemm_int8", None, "", None, "too small", {}),
     ]
-    table.models = [Whole("a net", 128, "f16", 2.0, 1.6, 3, 4, 1e-3, 1e-3, 1e-3)]
-    sparse.write(table, tmp_path / "sparse.json")
+    op = "Fused[gemm](Convolution(stride=(1, 1), groups=1), Binary[add], Unary[relu])"
+    nodes = (
+        WholeNode(op, "f16[8, 64]", 3, "sparse", 4.0, 6.0, ""),
+        WholeNode("Linear", "f16[8, 3]", 1, "dense", None, 1.0, "small"),
+    )
+    table.models = [Whole("a net", 128, "f16", 2.0, 1.6, 3, 4, 1e-3, 1e-3, 1e-3, nodes=nodes)]
+    write(table, tmp_path / "sparse.json")
     text = (tmp_path / "sparse.md").read_text(encoding="utf-8")
     assert "| a net | fc | 2 | 64 × 128 × 64 | 10.0 | 8.0 | 1.25 | 6.0 | — | — |" in text
     assert "| a net | 128 | f16 | 3 of 4 | 2.000 | 1.600 | 1.250 |  |" in text
+    assert "| Convolution, add, relu | f16[8, 64] | 3 | 6.0 | 4.0 | 1.50 | sparse |" in text and "f16[8, 3]" not in text
     assert "Dense in a net: 1 × the first convolution." in text
     read = json.loads((tmp_path / "sparse.json").read_text(encoding="utf-8"))
     assert read["products"][0]["product"]["features"] == 128 and read["models"][0]["sparse_layers"] == 3

@@ -15,8 +15,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,16 @@ import torchsmith
 from torchsmith.backends.cuda import tactics
 from torchsmith.backends.cuda.emission import Packed
 from torchsmith.backends.cuda.fuse import fuse
+from torchsmith.backends.cuda.inspect import Sparsity, described, sparsity_of
 from torchsmith.backends.cuda.layout import place
-from torchsmith.backends.cuda.plan import CallStep
+from torchsmith.backends.cuda.plan import CallStep, Plan
 from torchsmith.backends.cuda.timing import device_timer
 from torchsmith.backends.cuda.timing_cache import TimingCache, tactic_text
 from torchsmith.backends.cuda.tune import Problem, Search, Tuner, is_sparse
-from torchsmith.backends.cuda.two_four import Prepares
 from torchsmith.bench.check import reference, worst_error
-from torchsmith.bench.machine import Machine, this_machine
+from torchsmith.bench.machine import this_machine
 from torchsmith.bench.models import Inputs, load
+from torchsmith.bench.sparse_table import PRECISIONS, Product, Table, Timed, Whole, WholeNode, markdown, write
 from torchsmith.debug.progress import progress_of
 from torchsmith.errors import BackendUnavailable, TorchsmithError
 from torchsmith.ir.builder import Builder
@@ -43,87 +43,22 @@ from torchsmith.ir.graph import Graph
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.quantize import dequantize
-from torchsmith.sparsity import plan, sparsify, two_four_mask
+from torchsmith.sparsity import plan as pruning_plan
+from torchsmith.sparsity import sparsify, two_four_mask
 from torchsmith.target import Target
 
 MODELS = ("resnet50", "vit_base_patch16_224")
 BATCH = 128
-PRECISIONS = ("f16", "int8")
 TACTICS = 8  # of each template: the tuner's own best guesses
 BURST_S, ROUNDS = 0.05, 7
 FACTOR, ROUNDING = 1.1, 2e-4  # a whole model's error may be this times eager's in float16, and its last rounding
-
-
-@dataclass(frozen=True)
-class Product:
-    """A layer as the product of rows (M, K) with weights (N, K), and how many of the model's layers are one of these sizes."""
-
-    model: str
-    layer: str
-    layers: int
-    rows: int
-    features: int
-    terms: int
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A product in one precision. Microseconds; None of what was not timed. sparse, dense: the fastest tactics. against: why none
-    is sparse. error: of the fastest sparse tactic's results, relative to float64's norm. others: every tactic's time.
-    """
-
-    product: Product
-    precision: str
-    dense_us: float | None
-    dense: str
-    sparse_us: float | None
-    sparse: str
-    error: float | None
-    against: str
-    others: Mapping[str, float | str]
-
-    @property
-    def gain(self) -> float | None:
-        return self.dense_us / self.sparse_us if self.dense_us and self.sparse_us else None
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A pruned model: milliseconds a call, on its stream. sparse_layers: how many of its products run on sparse tensor cores."""
-
-    model: str
-    batch: int
-    precision: str
-    dense_ms: float | None
-    sparse_ms: float | None
-    sparse_layers: int
-    products: int
-    dense_error: float
-    sparse_error: float
-    eager_error: float
-    note: str = ""
-
-
-@dataclass
-class Table:
-    """left_dense: of each model how many layers no sparse product is tried for, by the reason."""
-
-    machine: Machine
-    date: str
-    batch: int
-    left_dense: dict[str, dict[str, int]] = field(default_factory=dict)
-    products: list[Timed] = field(default_factory=list)
-    models: list[Whole] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def products_of(name: str, batch: int) -> tuple[list[Product], dict[str, int]]:
     """A pruned model's linear layers and 1×1 convolutions, those of one size together, and why other layers stay dense."""
     found = load(name)
     module, inputs = found.module(batch), found.inputs(batch, 0)
-    reasons = {layer.name: layer.reason for layer in plan(module).layers}
+    reasons = {layer.name: layer.reason for layer in pruning_plan(module).layers}
     rows: dict[str, int] = {}
 
     def note(layer: str) -> Callable[..., None]:
@@ -232,13 +167,15 @@ def time_model(name: str, batch: int, precision: str) -> Whole:
     found = load(name)
     model: nn.Module = sparsify(found.module(batch)).cuda()
     given = Inputs(tuple(t.cuda() for t in found.inputs(batch, 0).args))
-    wanted = reference(model, given)
     with torch.no_grad():
+        wanted = reference(model, given)
         half = copy.deepcopy(model).half()
         eager_error = worst_error([half(*(t.half() for t in given.args))], wanted)
     del half
     sparse = compiled(model, given, precision)
-    layers, products = sparse_layers(sparse)
+    nodes = nodes_of(sparse)
+    products = sum(node.layers for node in nodes)
+    layers = sum(node.layers for node in nodes if node.runs == "sparse")
     if layers:
         with tactics.only_dense():
             dense = compiled(model, given, precision)
@@ -253,7 +190,7 @@ def time_model(name: str, batch: int, precision: str) -> Whole:
     else:
         times = list(in_turns([dense, sparse] if layers else [dense], given))
         times = [times[0], times[-1]]
-    return Whole(name, batch, precision, times[0], times[1], layers, products, errors[0], errors[1], eager_error, note)
+    return Whole(name, batch, precision, times[0], times[1], layers, products, errors[0], errors[1], eager_error, note, nodes)
 
 
 def compiled(model: nn.Module, given: Inputs, precision: str) -> Any:
@@ -263,12 +200,21 @@ def compiled(model: nn.Module, given: Inputs, precision: str) -> Any:
     return torchsmith.compile(model, inputs=list(given.args), **options)
 
 
-def sparse_layers(module: Any) -> tuple[int, int]:
-    """How many products run on sparse tensor cores, of how many that have 2:4 weights."""
-    plans = [engine.runner.plan for engine in module.engines]
-    steps = [step for p in plans for step in p.variants[0].steps]
-    sparse = sum(isinstance(step, CallStep) and isinstance(step.op, Prepares) for step in steps)
-    return sparse, sum("two_four" in step.about for step in steps)
+def nodes_of(module: Any) -> tuple[WholeNode, ...]:
+    """The nodes with 2:4 weights of a compiled module's engines, as their plans tell of them."""
+    alike = Counter[tuple[str, str, Sparsity]]()
+    for engine in module.engines:
+        plan: Plan = engine.runner.plan
+        for step in plan.variants[0].steps:
+            found = sparsity_of(step.about)
+            if found is not None:
+                written = step.outputs if isinstance(step, CallStep) else step.writes
+                output = ", ".join(described(plan.values[name], {}) for name in written)
+                alike[str(step.about.get("node", "")), output, found] += 1
+    return tuple(
+        WholeNode(op, output, count, "sparse" if s.sparse else "dense", s.sparse_us, s.dense_us, s.against)
+        for (op, output, s), count in alike.items()
+    )
 
 
 def in_turns(sides: Sequence[Callable[..., Any]], given: Inputs) -> list[float]:
@@ -297,40 +243,7 @@ def burst(call: Callable[[], Any]) -> float:
     return float(events[0].elapsed_time(events[1])) / calls
 
 
-# ---- the table ---------------------------------------------------------------------------------------------------------------
-
-
-def markdown(table: Table) -> str:
-    """Products of a model in the order of their layers, a pair of precisions a line; then whole models."""
-    head = ["model", "layer", "layers", "M × N × K"]
-    head += [f"{p} {what}" for p in PRECISIONS for what in ("dense µs", "sparse µs", "dense / sparse")]
-    lines = [head, ["---"] * 4 + ["---:"] * (len(head) - 4)]
-    pairs: dict[Product, dict[str, Timed]] = {}
-    for t in table.products:
-        pairs.setdefault(t.product, {})[t.precision] = t
-    for p, by in pairs.items():
-        cells = [p.model, p.layer, str(p.layers), f"{p.rows} × {p.features} × {p.terms}"]
-        for precision in PRECISIONS:
-            found = by.get(precision)
-            times = (found.dense_us, found.sparse_us, found.gain) if found else (None, None, None)
-            cells += [number(time_us, digits) for time_us, digits in zip(times, (1, 1, 2), strict=True)]
-        lines.append(cells)
-    text = ["| " + " | ".join(cells) + " |" for cells in lines]
-    if table.models:
-        head = ["model", "batch", "precision", "sparse layers", "dense ms", "sparse ms", "dense / sparse", ""]
-        text += ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for w in table.models:
-            gain = w.dense_ms / w.sparse_ms if w.dense_ms and w.sparse_ms else None
-            cells = [w.model, str(w.batch), w.precision, f"{w.sparse_layers} of {w.products}"]
-            cells += [number(w.dense_ms, 3), number(w.sparse_ms, 3), number(gain, 3), w.note]
-            text.append("| " + " | ".join(cells) + " |")
-    for model, reasons in table.left_dense.items():
-        text += ["", f"Dense in {model}: " + "; ".join(f"{count} × {why}" for why, count in reasons.items()) + "."]
-    return "\n".join([*text, "", f"{table.machine}; batch {table.batch}, {table.date}.", ""])
-
-
-def number(value: float | None, digits: int) -> str:
-    return "—" if value is None else f"{value:.{digits}f}"
+# ---- the command ---------------------------------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -377,13 +290,6 @@ def fill(table: Table, models: Sequence[str], precisions: Sequence[str], whole: 
             table.models.append(time_model(name, table.batch, precision))
             print(json.dumps(dataclasses.asdict(table.models[-1])), flush=True)
             write(table, out)
-
-
-def write(table: Table, out: Path | None) -> None:
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(table.to_json(), indent=1) + "\n", encoding="utf-8")
-        out.with_suffix(".md").write_text(markdown(table), encoding="utf-8")
 
 
 def names(text: str) -> list[str]:

@@ -134,11 +134,12 @@ def _rows(
             timed=how,
             least_us=chip.microseconds(flops, moved, dtype) if chip else None,
             origin=str(about.get("origin", "")),
-            sparsity=_sparsity(about),
+            sparsity=sparsity_of(about),
         )
 
 
-def _sparsity(about: Mapping[str, Any]) -> Sparsity | None:
+def sparsity_of(about: Mapping[str, Any]) -> Sparsity | None:
+    """What a step's report says of 2:4 weights; None of what has none."""
     given = about.get("two_four")
     if not isinstance(given, Mapping):
         return None

@@ -28,6 +28,7 @@ from torchsmith.backends.cuda.sparse import (
 from torchsmith.backends.cuda.tactics import sparse, sparse_int8
 from torchsmith.backends.cuda.two_four import packed
 from torchsmith.bench import sparse as bench
+from torchsmith.bench.sparse_table import PRECISIONS, Product
 from torchsmith.runtime.compiled import CompiledModule
 from torchsmith.sparsity import two_four_mask
 
@@ -243,9 +244,9 @@ def test_an_engine_with_what_follows(dtype: torch.dtype, monkeypatch: pytest.Mon
 
 
 def test_the_bench() -> None:
-    products = [bench.Product("a net", "fc", 1, 64, 128, 64)]
+    products = [Product("a net", "fc", 1, 64, 128, 64)]
     target = target_of("cuda")
-    for precision in bench.PRECISIONS:
+    for precision in PRECISIONS:
         (row,) = bench.time_products(products, precision, target)
         assert row.dense_us and row.sparse_us and row.error is not None and not row.against, row
 
