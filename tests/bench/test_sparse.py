@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.backends.cuda.problems import FakeCompiler, FakeTimer
+from torchsmith.backends.cuda import tune
 from torchsmith.backends.cuda.timing_cache import Timing, tactic_text
 from torchsmith.backends.cuda.tune import is_sparse
 from torchsmith.bench import sparse
 from torchsmith.bench.machine import this_machine
-from torchsmith.bench.sparse_table import Product, Table, Timed, Whole, WholeNode, write
+from torchsmith.bench.sparse_table import PRECISIONS, Product, Table, Timed, Whole, WholeNode, write
+from torchsmith.errors import BackendUnavailable
+from torchsmith.target import Target
 
 SMALL = [Product("a net", "fc", 2, 64, 128, 64), Product("a net", "head", 1, 64, 1000, 64), Product("a net", "last", 1, 64, 64, 96)]
 
@@ -32,7 +36,7 @@ def with_cusparselt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("with_cusparselt")
-@pytest.mark.parametrize("precision", sparse.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_product_is_a_problem_with_dense_and_sparse_tactics(precision: str) -> None:
     _, problems = sparse.problems_of(sparse.graph_of(SMALL, precision))
     assert len(problems) == 3 and len(set(problems)) == 3
@@ -55,6 +59,18 @@ def test_what_was_timed_becomes_a_row() -> None:
     first.found[tactic_text(fast)] = Timing(None, None, "RuntimeError: no kernel")
     row = sparse.timed(SMALL[0], "f16", first)
     assert row.sparse_us is None and row.gain is None and row.against == f"{fast}: RuntimeError: no kernel"
+
+
+@pytest.mark.usefixtures("with_cusparselt")
+def test_products_are_timed_by_the_tuner(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = FakeTimer(cost=lambda candidate: 3.0 if is_sparse(candidate.tactic) else 4.0)
+    monkeypatch.setattr(sparse, "device_timer", lambda target: timer)
+    monkeypatch.setattr(tune, "compile_all", FakeCompiler())
+    rows = sparse.time_products(SMALL, "int8", Target("cuda", "sm_90"))
+    assert [(r.dense_us, r.sparse_us) for r in rows] == [(4.0, 3.0), (4.0, None), (4.0, 3.0)]
+    monkeypatch.setattr(sparse, "device_timer", lambda target: None)
+    with pytest.raises(BackendUnavailable, match="there is none here that torchsmith can use"):
+        sparse.time_products(SMALL, "f16", Target("cuda", "sm_90"))
 
 
 def test_the_table(tmp_path: Path) -> None:
