@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ def emitter(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
     return register
 
 
+@functools.cache
 def load_all() -> dict[type[Op], Emitter]:
     package = importlib.import_module("torchsmith.backends.tensorrt.emitters")
     for module in pkgutil.iter_modules(package.__path__):
