@@ -138,14 +138,14 @@ def test_the_cache_is_readable(tmp_path: Path) -> None:
     file = tmp_path / "new" / "calibration.json"
     quantized(Small(), DataLoaderCalibrator(loader(), algo=CalibrationAlgo.MINMAX_CALIBRATION, cache_file=file))
     content = json.loads(file.read_text())
-    assert content["format"] == "torchsmith calibration" and content["version"] == 1
+    assert content["format"] == "torchsmith calibration" and content["version"] == 2
     assert content["torchsmith"] == torchsmith.__version__
     assert content["algorithm"] == "minmax" and content["batches"] == 3
     assert list(content["ranges"]) == ["x", "relu"]
     assert content["ranges"]["relu"]["least"] == 0.0
     assert content["ranges"]["relu"]["threshold"] == content["ranges"]["relu"]["greatest"] > 0
     assert {name: len(row) for name, row in content["corrections"].items()} == {"first/conv2d": 8, "second/conv2d_1": 3}
-    assert max(map(len, file.read_text().splitlines())) < 300
+    assert max(map(len, file.read_text().splitlines())) < 500
 
 
 def test_a_cache_that_is_not_there_yet_is_written(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_cache_of_another_model_of_other_weights_or_algorithm_is_refused(tmp_p
         (lambda text: "not JSON", "is no calibration cache of torchsmith"),
         (lambda text: text[: len(text) // 2], "is no calibration cache of torchsmith"),
         (lambda text: "[]", "is no calibration cache of torchsmith"),
-        (lambda text: text.replace('"version": 1', '"version": 9'), "in format 9, and this version reads format 1"),
+        (lambda text: text.replace('"version": 2', '"version": 9'), "in format 9, and this version reads format 2"),
         (lambda text: text.replace('"threshold": ', '"threshold": -'), "is damaged: ValueError"),
         (lambda text: text.replace('"threshold"', '"thresh"'), "is damaged: KeyError"),
         (lambda text: text.replace('"least": 0.0', '"least": NaN'), "is damaged: ValueError"),

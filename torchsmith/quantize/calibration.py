@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ from torchsmith.errors import InvalidInput
 from torchsmith.version import __version__
 
 FORMAT = "torchsmith calibration"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,31 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Offsets:
+    """A tensor of int8 that is mostly 0. data: its bytes, deflated, in base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+    @staticmethod
+    def of(tensor: Tensor) -> Offsets:
+        packed = zlib.compress(tensor.cpu().contiguous().numpy().tobytes(), 1)
+        return Offsets(tuple(tensor.shape), base64.b64encode(packed).decode("ascii"))
+
+    def tensor(self) -> Tensor:
+        """Raises ValueError or zlib.error where it is not what `of` made."""
+        flat = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(self.data, validate=True))), dtype=torch.int8)
+        if flat.numel() != math.prod(self.shape):
+            raise ValueError(f"{flat.numel()} offsets for a weight of {self.shape}")
+        return flat.reshape(self.shape)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """model: `digest` of the lowered program. algorithm: CalibrationAlgo's value. batches: how many were seen.
 
-    ranges: by the names of values. corrections: by the names of layers, what is added to each channel's bias.
+    ranges: by the names of values. corrections: by the names of layers, what is added to each channel's bias. roundings: by the
+    names of weights, how far their whole numbers are from the nearest ones.
     """
 
     model: str
@@ -50,6 +73,7 @@ class Calibration:
     batches: int
     ranges: Mapping[str, Range]
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    roundings: Mapping[str, Offsets] = field(default_factory=dict)
 
     def write(self, file: str | os.PathLike[str]) -> None:
         """In the place of what was there, at once or not at all. Raises OSError."""
@@ -100,8 +124,9 @@ def read(file: str | os.PathLike[str], model: str) -> Calibration:
     try:
         ranges = {str(name): _range(entry) for name, entry in content["ranges"].items()}
         corrections = {str(name): tuple(map(float, row)) for name, row in content["corrections"].items()}
-        return Calibration(model, str(content["algorithm"]), int(content["batches"]), ranges, corrections)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        roundings = {str(name): _offsets(entry) for name, entry in content["roundings"].items()}
+        return Calibration(model, str(content["algorithm"]), int(content["batches"]), ranges, corrections, roundings)
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise InvalidInput(f"{file} is damaged: {type(error).__name__}: {error}; calibrate again") from error
 
 
@@ -109,6 +134,12 @@ def _range(entry: Mapping[str, Any]) -> Range:
     found = Range(float(entry["least"]), float(entry["greatest"]), float(entry["threshold"]))
     if not all(map(math.isfinite, dataclasses.astuple(found))) or found.threshold < 0:
         raise ValueError(f"a range of {found}")
+    return found
+
+
+def _offsets(entry: Mapping[str, Any]) -> Offsets:
+    found = Offsets(tuple(map(int, entry["shape"])), str(entry["data"]))
+    found.tensor()
     return found
 
 

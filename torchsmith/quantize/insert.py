@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torchsmith.convert import parameters_of
 from torchsmith.errors import InvalidInput
 from torchsmith.lower.editing import argument, call, lift, set_argument
-from torchsmith.quantize.calibration import Calibration, Range
+from torchsmith.quantize.calibration import Calibration, Offsets, Range
 from torchsmith.quantize.placement import Layer, Placement, Point, name_of
 
 aten = torch.ops.aten
@@ -66,7 +66,7 @@ def insert(program: ExportedProgram, placement: Placement, calibration: Calibrat
     for layer in placement.layers:
         key = layer.weight, layer.axis
         if key not in made:
-            made[key] = _insert_weight(program, layer, tensors[layer.weight.name])
+            made[key] = _insert_weight(program, layer, tensors[layer.weight.name], calibration)
         layer.node.replace_input_with(layer.weight, made[key])
 
 
@@ -78,11 +78,24 @@ def _insert_activation(point: Point, grid: Grid) -> None:
         user.replace_input_with(point.node, new)
 
 
-def _insert_weight(program: ExportedProgram, layer: Layer, weight: Tensor) -> fx.Node:
+def _insert_weight(program: ExportedProgram, layer: Layer, weight: Tensor, calibration: Calibration) -> fx.Node:
     steps = weight_steps(weight, layer)
     scale, zero_point = lift(program, steps, "c_scale"), lift(program, torch.zeros_like(steps, dtype=torch.int32), "c_zero_point")
     target = aten.fake_quantize_per_channel_affine.default
-    return call(layer.node, target, layer.weight, scale, zero_point, layer.axis, WEIGHT_LEAST, WEIGHT_GREATEST)
+    given = layer.weight
+    if (offsets := calibration.roundings.get(layer.weight.name)) is not None:
+        given = _replaced(program, layer, rounded_weight(weight, layer, offsets))
+    return call(layer.node, target, given, scale, zero_point, layer.axis, WEIGHT_LEAST, WEIGHT_GREATEST)
+
+
+def _replaced(program: ExportedProgram, layer: Layer, tensor: Tensor) -> fx.Node:
+    """The tensor in the place of the layer's weight; beside it, where others take that."""
+    (spec,) = (spec for spec in program.graph_signature.input_specs if spec.arg.name == layer.weight.name)
+    stored = program.state_dict if spec.target in program.state_dict else program.constants
+    if set(layer.weight.users) != {layer.node} or spec.target not in stored:
+        return lift(program, tensor, "c_weight")
+    stored[spec.target] = torch.nn.Parameter(tensor, False) if isinstance(stored[spec.target], torch.nn.Parameter) else tensor
+    return layer.weight
 
 
 def weight_steps(weight: Tensor, layer: Layer) -> Tensor:
@@ -91,6 +104,18 @@ def weight_steps(weight: Tensor, layer: Layer) -> Tensor:
     if not bool(torch.isfinite(greatest).all()):
         raise InvalidInput(f"the weight of {layer.name} has NaN or infinite numbers; int8 needs finite ones")
     return torch.where(greatest > 0, greatest / WEIGHT_GREATEST, 1.0).clamp(min=_LEAST_STEP)
+
+
+def rounded_weight(weight: Tensor, layer: Layer, offsets: Offsets | None = None) -> Tensor:
+    """What the layer's int8 numbers stand for, in the weight's shape and dtype. Raises InvalidInput as `weight_steps`.
+
+    offsets: how far they are from the nearest ones.
+    """
+    steps = weight_steps(weight, layer).reshape([-1 if dim == layer.axis else 1 for dim in range(weight.dim())])
+    whole = torch.round(weight.detach().float() * (1 / steps))
+    if offsets is not None:
+        whole += offsets.tensor().to(weight.device)
+    return (whole.clamp_(WEIGHT_LEAST, WEIGHT_GREATEST) * steps).to(weight.dtype)
 
 
 def quantized_layers(
@@ -104,10 +129,10 @@ def quantized_layers(
     found: dict[fx.Node, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
     for layer in placement.layers:
         weight = tensors[layer.weight.name].detach()
-        steps = weight_steps(weight, layer)
-        zeros = torch.zeros_like(steps, dtype=torch.int32)
-        rounded = torch.fake_quantize_per_channel_affine(weight, steps, zeros, layer.axis, WEIGHT_LEAST, WEIGHT_GREATEST)
-        found[layer.node] = _grid_of_input(layer, placement, calibration), rounded
+        found[layer.node] = (
+            _grid_of_input(layer, placement, calibration),
+            rounded_weight(weight, layer, calibration.roundings.get(layer.weight.name)),
+        )
     return found
 
 

@@ -14,8 +14,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torchsmith.convert import Converter, parameters_of, probe
 from torchsmith.errors import Unsupported
 from torchsmith.quantize.batches import Batch
-from torchsmith.quantize.calibration import Calibration
-from torchsmith.quantize.insert import WEIGHT_GREATEST, WEIGHT_LEAST, Grid, corrected_bias, weight_steps
+from torchsmith.quantize.calibration import Calibration, Offsets
+from torchsmith.quantize.insert import Grid, corrected_bias, rounded_weight
 from torchsmith.quantize.observe import channel_axis
 from torchsmith.quantize.placement import Layer, Placement
 from torchsmith.quantize.policy import role_of
@@ -133,7 +133,7 @@ def int8_rounding(program: ExportedProgram, placement: Placement, calibration: C
         for user in point.users:
             inputs[user, point.node] = Grid.of(calibration.ranges[point.name])
     for layer in placement.layers:
-        inputs[layer.node, layer.weight] = Weight(layer)
+        inputs[layer.node, layer.weight] = Weight(layer, calibration.roundings.get(layer.weight.name))
         if (found := corrected_bias(layer, tensors, calibration)) is not None:
             outputs[layer.node] = Shift(found.added, channel_axis(layer.node))
     return Rounding(inputs, outputs)
@@ -200,14 +200,12 @@ class Weight:
     """A layer's weight in int8, computed once."""
 
     layer: Layer
+    offsets: Offsets | None = None
     _rounded: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._rounded is None:
-            steps = weight_steps(x, self.layer)
-            zeros = torch.zeros_like(steps, dtype=torch.int32)
-            axis = self.layer.axis
-            self._rounded = torch.fake_quantize_per_channel_affine(x.detach(), steps, zeros, axis, WEIGHT_LEAST, WEIGHT_GREATEST)
+            self._rounded = rounded_weight(x, self.layer, self.offsets)
         return self._rounded
 
 

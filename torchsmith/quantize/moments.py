@@ -1,0 +1,122 @@
+"""Second moments of what layers take, rounded; how their weights are rounded by them, and what their biases then lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from torchsmith.quantize.columns import Columns
+from torchsmith.quantize.placement import Layer
+from torchsmith.quantize.rounding import nearest, rounded
+
+# Sums of so many columns are rounded by their moments; a Cholesky factor of more takes longer than what it is for.
+MOST_COLUMNS = 5120
+_BYTES = 1 << 30  # of moments that are kept at once
+_PATCH_BYTES = 1 << 27  # of a call's inputs as a matrix
+_LEAST_ROWS = 1024  # of a call that count; twice as many as there are columns, where that is more
+
+Round = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Sums:
+    """Over `count` rows of one input. lost: of the input as it is less the rounded one; first: of the rounded one; both are
+    (groups, columns), float64. second: of its products, (groups, columns, columns), float32; None where columns are too many.
+    """
+
+    count: int
+    lost: Tensor
+    first: Tensor
+    second: Tensor | None
+
+
+class Moments:
+    """Sums over calibration data for layers that are matrix products. grids: what rounds each layer's input."""
+
+    def __init__(self, layers: Sequence[Layer], grids: Mapping[fx.Node, Round]) -> None:
+        self.columns = {layer.node: made for layer in layers if (made := Columns.of(layer)) is not None}
+        self.layers = {layer.node: layer for layer in layers if layer.node in self.columns}
+        self.grids = grids
+        self.sums: dict[Any, Sums] = {}
+        self.generator = torch.Generator().manual_seed(0)
+        self._call: dict[Any, int] = {}
+
+    def key(self, layer: Layer) -> tuple[Any, ...]:
+        """Layers of one key share their sums: they take the same input in the same way."""
+        return layer.x, layer.weight.meta["val"].shape[1:] if self.columns[layer.node].kernel else (), self.columns[layer.node]
+
+    def look(self, node: fx.Node, value: Any, env: Mapping[fx.Node, Any]) -> None:
+        if (layer := self.layers.get(node)) is None:
+            return
+        key = self.key(layer)
+        first = next(other for other in self.layers.values() if self.key(other) == key)
+        if first is layer:
+            self._add(key, self._sampled(self.columns[node], env[layer.x]), self.grids[node])
+
+    def _sampled(self, columns: Columns, x: Tensor) -> Tensor:
+        """Some of the rows, evenly chosen at random."""
+        size = x[:1].numel() * x.element_size() * max(1, torch.Size(columns.kernel).numel())
+        rows = columns.inputs(x[: max(1, _PATCH_BYTES // max(size, 1))] if columns.kernel else x)
+        wanted = max(_LEAST_ROWS, 2 * rows.shape[2])
+        if rows.shape[1] <= wanted:
+            return rows.float()
+        return rows[:, torch.randperm(rows.shape[1], generator=self.generator)[:wanted].to(rows.device)].float()
+
+    def _add(self, key: Any, rows: Tensor, grid: Round) -> None:
+        given = grid(rows)
+        lost, first = (rows - given).sum(1, dtype=torch.float64), given.sum(1, dtype=torch.float64)
+        second = given.transpose(1, 2) @ given if rows.shape[2] <= MOST_COLUMNS else None
+        before = self.sums.get(key)
+        if before is None:
+            self.sums[key] = Sums(rows.shape[1], lost, first, second)
+            return
+        before.count, before.lost, before.first = before.count + rows.shape[1], before.lost + lost, before.first + first
+        if second is not None and before.second is not None:
+            before.second += second
+
+    def offsets(self, layer: Layer, weight: Tensor, steps: Tensor, greatest: int) -> Tensor | None:
+        """How far the layer's whole numbers are from the nearest: int8, of the weight's shape. None where that is what they are."""
+        sums, columns = self.sums.get(self.key(layer)), self.columns[layer.node]
+        if sums is None or sums.second is None:
+            return None
+        rows = columns.weights(weight.detach().float())
+        steps = steps.reshape(rows.shape[:2])
+        moments = sums.second / sums.count
+        found = rounded(rows, steps, greatest, moments, sums.count)
+        return columns.back((found - nearest(rows, steps, greatest)).to(torch.int8), weight)
+
+    def correction(self, layer: Layer, weight: Tensor, made: Tensor) -> tuple[float, ...] | None:
+        """What each output channel lacks on average. weight, made: before and after rounding."""
+        sums, columns = self.sums.get(self.key(layer)), self.columns[layer.node]
+        if sums is None:
+            return None
+        exact, given = (columns.weights(w.detach()).double() for w in (weight, made))
+        lost, first = sums.lost / sums.count, sums.first / sums.count
+        means = exact @ lost[..., None] + (exact - given) @ first[..., None]
+        return tuple(means.flatten().tolist())
+
+
+def in_parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """The layers, as many together as the memory for their moments allows."""
+    part, size = list[Layer](), 0
+    for layer in layers:
+        own = _bytes(layer)
+        if part and size + own > _BYTES:
+            yield part
+            part, size = [], 0
+        part.append(layer)
+        size += own
+    if part:
+        yield part
+
+
+def _bytes(layer: Layer) -> int:
+    columns = Columns.of(layer)
+    if columns is None:
+        return 0
+    shape = columns.weights(torch.empty(layer.weight.meta["val"].shape, device="meta")).shape
+    return 4 * shape[0] * shape[2] ** 2 if shape[2] <= MOST_COLUMNS else 0
