@@ -41,15 +41,17 @@ def convolution_transposed(e: Emission, op: ConvolutionTransposed, x: Any, weigh
         own, kernel = _dilated(e, e.to(weight, dtype), op.dilation, dtype)
     else:
         own = _own(e, 1, weight, dtype)
-    layer = _added(e, e.network.add_deconvolution_nd, e.to(x, dtype), own, None if short else _own(e, 2, bias, dtype), kernel)
+    # nor does it build one whose bias is both an input and cast
+    apart = bias is not None and (short or e.known(2) is None)
+    layer = _added(e, e.network.add_deconvolution_nd, e.to(x, dtype), own, None if apart else _own(e, 2, bias, dtype), kernel)
     layer.stride_nd = _planar(op.stride, 1)
     layer.pre_padding, layer.post_padding = _planar(op.padding, 0), _planar([max(p, 0) for p in after], 0)
     layer.num_groups = op.groups
     y = e.layer(layer)
     if short:
         y = e.sliced(y, (0,) * len(y.shape), _planar_shape(out.shape), mode="FILL", fill=e.number(0, dtype))
-        if bias is not None:
-            y = e.binary("SUM", y, e.reshape_to(e.to(bias, dtype), (1, -1, *[1] * (len(y.shape) - 2))))
+    if apart:
+        y = e.binary("SUM", y, e.reshape_to(e.to(bias, dtype), (1, -1, *[1] * (len(y.shape) - 2))))
     return e.to(e.shaped(y, out.shape) if len(kernel) == 1 else y, out.dtype)
 
 
