@@ -10,6 +10,7 @@ from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Graph, Node, Value
 
 MAX_NODES = 16
+OUTPUTS = 2  # of what follows a norm
 MAX_REGION = 6  # between a value that is used twice and where its uses meet again
 SCALED = frozenset({"Quantize", "Dequantize"})
 LOADING = frozenset(
@@ -36,6 +37,8 @@ def epilogue(graph: Graph) -> Graph:
                 break
             members += region
             current = region[-1].outputs[0]
+        if kind == "norm" and current is not None:
+            members += beside(current, users, owned, graph)
         if kind == "depthwise" and (before := dequantized(node.inputs[0], graph, producers, users)) is not None:
             members.append(before)
         if kind in LOADING:
@@ -67,6 +70,20 @@ def following(
         if all(user in region for v in inside[:-1] for user in users[v]):
             return region
     return []
+
+
+def beside(value: Value, users: Mapping[Value, Sequence[Node]], owned: set[Node], graph: Graph) -> list[Node]:
+    """What makes a value of another dtype for others, where the kernel that gives it can write both."""
+    found = [
+        user
+        for user in dict.fromkeys(users[value])
+        if user not in owned
+        and type(user.op).__name__ in ("Quantize", "Cast")
+        and is_pointwise(user)
+        and all(v in graph.constants for v in user.inputs[1:])
+    ]
+    stays = value in graph.outputs or len(found) < len(set(users[value]))
+    return found if len(found) + stays <= OUTPUTS else []
 
 
 def dequantizing(

@@ -19,7 +19,7 @@ def gemm_norm(graph: Graph) -> Graph:
     owned: set[Node] = set()
     clusters: list[tuple[str, list[Node]]] = []
     for node in graph.nodes:
-        if kind_of(node) != "norm" or len(node.outputs) > 1:
+        if kind_of(node) != "norm":
             continue
         x = main_input(node)
         product = producers.get(x)

@@ -5,8 +5,8 @@ A sum that is also wanted elsewhere becomes a second output of the norm that tak
 
 from __future__ import annotations
 
-from torchsmith.backends.cuda.fuse.epilogue import kind_of
-from torchsmith.backends.cuda.fuse.fused import Fused, wrap
+from torchsmith.backends.cuda.fuse.epilogue import kind_of, operands
+from torchsmith.backends.cuda.fuse.fused import Fused, flattened, wrap
 from torchsmith.backends.cuda.program import OPERANDS, is_pointwise
 from torchsmith.backends.cuda.reads import is_read
 from torchsmith.ir.dim import same
@@ -38,7 +38,7 @@ def norm(graph: Graph) -> Graph:
                 alone = value not in outputs and all(user in members for user in users[value])
                 # what the norm takes besides is constant: else it might be made from the sum, outside
                 second = kind == "norm" and value is x and is_sum(before) and taken(members) <= {x, *graph.constants}
-                if (alone or second) and len(taken([*members, before])) <= OPERANDS - 1:
+                if (alone or second) and operands(flattened([*members, before])) <= OPERANDS - 1:
                     members.append(before)
                     grown = True
                     break

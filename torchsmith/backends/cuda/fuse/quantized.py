@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchsmith.backends.cuda.fuse.epilogue import kind_of
 from torchsmith.backends.cuda.fuse.rules import apply
+from torchsmith.backends.cuda.fuse.siblings import siblings
 from torchsmith.backends.cuda.integers import LEAST_CHANNELS, IntegerConvolution, IntegerLinear
 from torchsmith.backends.cuda.program import is_pointwise
 from torchsmith.errors import Unsupported
@@ -37,7 +38,7 @@ def quantized(graph: Graph) -> Graph:
     if not any(isinstance(node.op, (Quantize, Dequantize)) for node in graph.nodes):
         return graph
     moving = [_of_constant, _cast, _move_before, _concatenation, _move_after]
-    graph = apply(_signed(graph), moving)
+    graph = siblings(apply(_signed(graph), moving))  # while weights and scales are still apart
     graph = apply(graph, [*moving, _product])
     return _for_each_user(apply(graph, [_of_weights, _per_channel]))
 

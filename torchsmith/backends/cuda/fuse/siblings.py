@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,16 +20,19 @@ from torchsmith.ops.slice import Slice
 
 def siblings(graph: Graph) -> Graph:
     users, outputs = graph.users(), set(graph.outputs)
-    groups: dict[Value, list[Node]] = {}
+    pairs = {n.outputs[0]: n for n in graph.nodes if _is_of_constants(n, graph)}
+    groups: dict[tuple[Value, bool], list[Node]] = {}
     for node in graph.nodes:
-        if type(node.op).__name__ == "Linear" and all(v in graph.constants for v in node.inputs[1:]):
+        rounded = len(node.inputs) > 1 and node.inputs[1] in pairs
+        if type(node.op).__name__ == "Linear" and all(v in graph.constants for v in node.inputs[1 + rounded :]):
             (y,) = node.outputs
-            if y not in outputs and all(_suits(user, y) for user in users[y]):
-                groups.setdefault(node.inputs[0], []).append(node)
+            known = rounded or node.inputs[1] in graph.constants
+            if known and y not in outputs and all(_suits(user, y) for user in users[y]):
+                groups.setdefault((node.inputs[0], rounded), []).append(node)
     constants, nodes = dict(graph.constants), list(graph.nodes)
     for members in groups.values():
         if len(members) > 1:
-            made = _joined(members, constants)
+            made = _joined(members, constants, pairs)
             nodes = [n for n in nodes if n not in members] + made
     wanted = {*graph.outputs, *(v for n in nodes for v in n.inputs)}
     extended = replace(graph, constants={v: t for v, t in constants.items() if v in wanted})
@@ -45,16 +48,31 @@ def _suits(user: Node, value: Value) -> bool:
     return type(user.op).__name__ in VIEWS or not (is_pointwise(user) and alike(user.outputs[0], value))
 
 
-def _joined(members: Sequence[Node], constants: dict[Value, Tensor]) -> list[Node]:
+def _is_of_constants(node: Node, graph: Graph) -> bool:
+    """Whether a node dequantizes a constant weight, row by row."""
+    if type(node.op).__name__ != "Dequantize" or node.op.axis != 0:  # type: ignore[attr-defined]
+        return False
+    return len(node.inputs) == 2 and all(v in graph.constants for v in node.inputs)
+
+
+def _joined(members: Sequence[Node], constants: dict[Value, Tensor], pairs: Mapping[Value, Node]) -> list[Node]:
     """One product and a slice for each of its parts. Adds the joined weights to the constants."""
     first, x = members[0], members[0].inputs[0]
     name = f"{first.outputs[0].name}_joined"
-    inputs = [x, _constant(f"{name}_weight", torch.cat([constants[n.inputs[1]] for n in members]), constants)]
+    made, inputs = list[Node](), [x]
+    if first.inputs[1] in pairs:
+        given = [pairs[n.inputs[1]] for n in members]
+        parts = [_constant(f"{name}_{i}", torch.cat([constants[n.inputs[i]] for n in given]), constants) for i in range(2)]
+        inputs.append(Value(f"{name}_weight", given[0].outputs[0].type.with_shape(*parts[0].type.shape)))
+        made.append(Node(given[0].op, tuple(parts), (inputs[1],), first.origin))
+    else:
+        inputs.append(_constant(f"{name}_weight", torch.cat([constants[n.inputs[1]] for n in members]), constants))
     if any(len(n.inputs) > 2 for n in members):
-        biases = [constants[n.inputs[2]] if len(n.inputs) > 2 else _no_bias(constants[n.inputs[1]]) for n in members]
+        dtype = next(n.inputs[2].type.dtype for n in members if len(n.inputs) > 2)
+        biases = [constants[n.inputs[2]] if len(n.inputs) > 2 else _no_bias(n.inputs[1], dtype) for n in members]
         inputs.append(_constant(f"{name}_bias", torch.cat(biases), constants))
     whole = Value(name, Linear().infer(*(v.type for v in inputs)))
-    made = [Node(Linear(), tuple(inputs), (whole,), first.origin)]
+    made.append(Node(Linear(), tuple(inputs), (whole,), first.origin))
     last, start = whole.type.rank - 1, 0
     for node in members:
         end = start + node.outputs[0].type.shape[-1]
@@ -63,8 +81,8 @@ def _joined(members: Sequence[Node], constants: dict[Value, Tensor]) -> list[Nod
     return made
 
 
-def _no_bias(weight: Tensor) -> Tensor:
-    return weight.new_zeros(weight.shape[0])
+def _no_bias(weight: Value, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(weight.type.shape[0], dtype=dtype)  # type: ignore[arg-type]
 
 
 def _constant(name: str, tensor: Tensor, constants: dict[Value, Tensor]) -> Value:

@@ -17,13 +17,16 @@ from torchsmith.backends.cuda.kernels.common import let_next_start, wait_for_inp
 
 @triton.jit
 def norm(
-    y, extra, ROWS, COLS,
+    y, also, extra, ROWS, COLS,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     LOAD: tl.constexpr, AFFINE: tl.constexpr, EARLY: tl.constexpr, EPILOGUE: tl.constexpr, PLACE: tl.constexpr,
-    PLACE_EXTRA: tl.constexpr, EPS: tl.constexpr, CENTRED: tl.constexpr,
+    PLACE_ALSO: tl.constexpr, PLACE_EXTRA: tl.constexpr, EPS: tl.constexpr, CENTRED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_R whole rows in registers. Grid: blocks of rows. EARLY: weights are constants, and are loaded before the wait."""
+    """BLOCK_R whole rows in registers. Grid: blocks of rows. EARLY: weights are constants, and are loaded before the wait.
+
+    EPILOGUE gives what y takes, and what `also` takes, which lies as PLACE_ALSO says, or None.
+    """
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R))[:, None]
     cols = tl.arange(0, BLOCK_C)[None, :]
     row_mask = rows < ROWS
@@ -48,18 +51,21 @@ def norm(
     acc = centred * tl.rsqrt(variance + EPS)
     if AFFINE is not None:
         acc = acc * weight + bias
-    out = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+    out, second = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
     tl.store(
         y + everywhere + PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3), out.to(y.dtype.element_ty), mask=mask
     )
+    if PLACE_ALSO is not None:
+        where = everywhere + PLACE_ALSO(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        tl.store(also + where, second.to(also.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def norm_long(
-    y, extra, ROWS, COLS,
+    y, also, extra, ROWS, COLS,
     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
     LOAD: tl.constexpr, AFFINE: tl.constexpr, EARLY: tl.constexpr, EPILOGUE: tl.constexpr, PLACE: tl.constexpr,
-    PLACE_EXTRA: tl.constexpr, EPS: tl.constexpr, CENTRED: tl.constexpr,
+    PLACE_ALSO: tl.constexpr, PLACE_EXTRA: tl.constexpr, EPS: tl.constexpr, CENTRED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rows of any length, walked through twice: every lane keeps the mean and the squares of what it has seen (Welford)."""
@@ -104,9 +110,12 @@ def norm_long(
         if AFFINE is not None:
             weight, bias = AFFINE(rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
             acc = acc * weight + bias
-        out = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+        out, second = EPILOGUE(acc, x, rows, cols, row_mask, col_mask, mask, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         where = everywhere + PLACE(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
         tl.store(y + where, out.to(y.dtype.element_ty), mask=mask)
+        if PLACE_ALSO is not None:
+            where = everywhere + PLACE_ALSO(rows, cols, e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3)
+            tl.store(also + where, second.to(also.dtype.element_ty), mask=mask)
 
 
 def twin(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool, dtype: torch.dtype) -> Tensor:

@@ -63,7 +63,7 @@ class GemmNormTemplate:
         p = problem_of(e, product)
         parts = emit_parts(e, p, config.product())
         rows = rows_of(e, normed, (normed.main.inputs[0].type.rank - 1,))
-        hooks = RowHooks(e, rows, lambda writer, space: add_parts(e, writer, space, p, parts))
+        hooks = RowHooks(e, rows, lambda writer, space: add_parts(e, writer, space, p, parts), most=2)
         emit_norm(e, rows, hooks, RowConfig(1, up(p.n), config.norm_warps))
 
 

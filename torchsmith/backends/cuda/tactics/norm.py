@@ -36,18 +36,19 @@ class NormTemplate:
 
     def emit(self, e: Emission, config: RowConfig) -> None:
         p = problem_of(e)
-        emit_norm(e, p, RowHooks(e, p), config)
+        emit_norm(e, p, RowHooks(e, p, most=2), config)
 
 
 def emit_norm(e: Emission, p: Rows, hooks: RowHooks, config: RowConfig) -> None:
     """Add the kernel."""
-    load, extra, output = hooks.load(), hooks.extra(), hooks.output()
+    load, extra, output, also = hooks.load(), hooks.extra(), hooks.output(), hooks.also()
     affine = affine_hook(hooks)
     parameters = p.parts.main.inputs[1:]
     arguments = {
-        **dict(y=output, extra=extra, ROWS=p.rows, COLS=p.cols),
-        **dict(LOAD=load, AFFINE=affine, EPILOGUE=hooks.epilogue(), PLACE=hooks.place(output)),
+        **dict(y=output, also=also, extra=extra, ROWS=p.rows, COLS=p.cols),
+        **dict(LOAD=load, AFFINE=affine, EPILOGUE=hooks.epilogue(two=True), PLACE=hooks.place(output)),
         **dict(EARLY=all(e.constant(v) is not None for v in parameters)),
+        **dict(PLACE_ALSO=hooks.place(also) if also else None),
         **dict(PLACE_EXTRA=hooks.place(extra) if extra else None),
         **dict(EPS=float(p.parts.main.op.eps), CENTRED=type(p.parts.main.op).__name__ != "RmsNorm"),  # type: ignore[attr-defined]
         **dict(BLOCK_R=config.block_r, BLOCK_C=config.block_c, PDL=True),
@@ -56,7 +57,7 @@ def emit_norm(e: Emission, p: Rows, hooks: RowHooks, config: RowConfig) -> None:
         norm_long if config.loop else norm,
         (blocks_of(p.rows, config.block_r),),
         {**arguments, **hooks.main.arguments()},
-        writes=[output, *([extra] if extra else [])],
+        writes=[v for v in (output, also, extra) if v is not None],
         num_warps=config.num_warps,
         num_stages=3 if config.loop else 1,
     )

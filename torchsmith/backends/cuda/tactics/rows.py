@@ -133,6 +133,7 @@ class RowHooks:
     e: Emission
     p: Rows
     first: Callable[[HookWriter, Space], None] | None = None  # adds lines that what comes before the main op starts from
+    most: int = 1  # outputs that the kernel writes of what the main op gives
     main: HookWriter = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,7 +165,7 @@ class RowHooks:
         """The output that comes before the main op, if there is one."""
         made = {v for n in self.p.parts.before for v in n.outputs}
         found = [v for v in self.p.parts.outputs if v in made]
-        if len(found) > 1 or len(self.p.parts.outputs) - len(found) != 1:
+        if len(found) > 1 or not 1 <= len(self.p.parts.outputs) - len(found) <= self.most:
             raise Unsupported("the node has more outputs than what its main op takes and what it gives")
         return found[0] if found else None
 
@@ -172,14 +173,21 @@ class RowHooks:
         extra = self.extra()
         return next(v for v in self.p.parts.outputs if v is not extra)
 
-    def epilogue(self) -> Hook:
-        """(acc, x, rows, cols, ...) to the output: what follows the main op."""
+    def also(self) -> Value | None:
+        """The second of the outputs that the main op gives, if there is one."""
+        extra = self.extra()
+        return next((v for v in self.p.parts.outputs if v is not extra and v is not self.output()), None)
+
+    def epilogue(self, two: bool = False) -> Hook:
+        """(acc, x, rows, cols, ...) to the output: what follows the main op. two: gives the second output too, or 0."""
         writer = self.writer()
         writer.names.update({self.p.parts.main.outputs[0]: "acc", self.p.x: "x"})
         self._before(writer, self._needed_again())
         writer.compute(self.p.parts.after, self.p.space())
         parameters = ("acc", "x", *HOOK)
-        return writer.hook("epilogue", parameters, [writer.names[self.output()]])
+        also = self.also()
+        second = [writer.names[also] if also else "0"] if two else []
+        return writer.hook("epilogue", parameters, [writer.names[self.output()], *second])
 
     def place(self, value: Value) -> Hook:
         """(rows, cols) to the element's offset in an output of the main op's shape."""
