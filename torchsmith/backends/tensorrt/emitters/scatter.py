@@ -25,11 +25,6 @@ def scatter_elements(e: Emission, op: ScatterElements, x: Any, index: Any, value
         if layer is not None:
             layer.axis = op.dim
         return e.layer(layer)
-    shapes = e.node.inputs[0].type.shape, e.node.inputs[1].type.shape
-    if any(a != b for axis, (a, b) in enumerate(zip(*shapes, strict=True)) if axis != op.dim):
-        raise Unsupported(
-            f"TensorRT's scatter does not combine, and a {op.reduction} of {shapes[1]} elements into part of {shapes[0]}"
-        )
     return _combined(e, op.dim, op.reduction, x, index, values)
 
 
@@ -54,9 +49,15 @@ def _combined(e: Emission, dim: int, reduction: str, x: Any, index: Any, values:
         raise Unsupported(
             f"TensorRT's scatter does not combine, and for a {reduction} in its place {x_type} and {v_type} must be known"
         )
-    compared = math.prod(map(int, v_type.shape)) * int(places)
+    compared = math.prod(map(int, x_type.shape)) * int(v_type.shape[dim])
     if compared > MOST_COMPARED:
         raise Unsupported(f"TensorRT's scatter does not combine, and a {reduction} in its place compares {compared} pairs")
+    # what the index leaves out of the other dimensions goes nowhere
+    whole = tuple(v_type.shape[axis] if axis == dim else size for axis, size in enumerate(x_type.shape))
+    if whole != v_type.shape:
+        start = (0,) * x_type.rank
+        index = e.sliced(index, start, whole, mode="FILL", fill=e.number(-1, e.node.inputs[1].type.dtype))
+        values = e.sliced(values, start, whole, mode="FILL", fill=e.to(e.number(0, torch.int32), dtype))
     wide = torch.float32 if dtype.is_floating_point else torch.int64 if dtype == torch.int64 else torch.int32
     x, values = e.to(x, wide), e.to(values, wide)
     # places stand in a new dimension in front
