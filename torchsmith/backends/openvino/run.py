@@ -38,6 +38,9 @@ _SMALL_BYTES = 64 << 10
 
 Shapes = Sequence[Sequence[int]]
 
+# As the executed model names them.
+_MATRIX_WORK = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "MHA", "ScaledDotProductAttention")
+
 
 class OpenVinoRunner:
     """A compiled model as a thread-safe callable from input tensors to new output tensors.
@@ -91,6 +94,12 @@ class OpenVinoRunner:
             request.infer(share_outputs=True)
 
         return infer
+
+    def executed(self) -> list[tuple[str, str]]:
+        """What does matrix work and in which precision, such as ("Convolution", "u8"), in order; OpenVINO's own word."""
+        infos = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ordered_ops()]
+        found = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in infos]
+        return [(kind, precision) for kind, precision in found if kind in _MATRIX_WORK]
 
     def _bind(self, request: ov.InferRequest, inputs: Sequence[Tensor]) -> list[ov.Tensor]:
         held = [wrap(_plain(tensor)) for wrap, tensor in zip(self._wrap_inputs, inputs, strict=True)]
