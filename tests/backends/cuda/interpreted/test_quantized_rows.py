@@ -63,3 +63,20 @@ def test_configurations(config: RowConfig, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(NormTemplate, "configs", lambda self, e: [config])
     found = check(Encoder(36), torch.randn(3, 3, 36), limit=1.5)
     assert found.kernels[0] == ("norm_long" if config.loop else "norm")
+
+
+def test_few_rows_are_normed_as_the_parts_of_their_product_are_added_up() -> None:
+    assert "gemm_norm" in kinds(Encoder(256), torch.zeros(1, 8, 256))
+    found = check(Encoder(256), torch.randn(1, 8, 256), limit=1.5)
+    assert found.kernels == ["norm", "gemm", "attention", "gemm", "norm", "gemm", "gemm", "norm"]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_that_threads_take_one_after_the_other(rows: int) -> None:
+    found = check(nn.Sequential(Rounded(), Layer(nn.Linear(300, 45)), nn.ReLU(), Rounded()), torch.randn(rows, 300), limit=1.5)
+    assert found.kernels[1] == "gemv"
+
+
+class Rounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return signed(x, 0.03)

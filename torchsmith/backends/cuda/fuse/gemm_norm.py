@@ -36,7 +36,8 @@ def gemm_norm(graph: Graph) -> Graph:
 def is_linear(node: Node) -> bool:
     """Whether the node is a linear layer, with what follows it: nothing before, one output."""
     nodes = node.op.body.nodes if isinstance(node.op, Fused) else (node,)
-    return kind_of(node) == "gemm" and type(nodes[0].op).__name__ == "Linear" and len(node.outputs) == 1
+    products = {"gemm": "Linear", "gemm_int8": "IntegerLinear"}
+    return type(nodes[0].op).__name__ == products.get(kind_of(node) or "") and len(node.outputs) == 1
 
 
 def rows_are_normed(node: Node) -> bool:

@@ -1,6 +1,6 @@
 """Quantize/dequantize pairs become products of int8, whose scales are part of what follows them; int8 tensors flow between.
 
-    Linear(Dequantize(q, s), Dequantize(w, t), bias)  ->  float(IntegerLinear(q, w) - zero point's share) * (s * t) + bias
+    Linear(Dequantize(q, s), Dequantize(w, t), bias)  ->  float(IntegerLinear(q, w)) * (s * t) + (bias - zero point's share)
 
 What is left of the pairs is pointwise: a kernel quantizes what it writes, another one dequantizes what it loads.
 """
@@ -172,15 +172,23 @@ def _product(node: Node, seen: Seen) -> Sequence[Value] | None:
     if main is None or (share is None and x.zero_point is not None):
         return None
     channels = (-1, *[1] * (weight.dim() - 2))  # of the result, from the right
-    y = main(x.q, w.q)
-    if share is not None:
-        y = Binary("sub")(y, share)
     scale = (x.scale * w.scale).expand(weight.shape[0]).reshape(channels)
-    y = Binary("mul")(Cast(torch.float32)(y), constant(scale.contiguous(), "scale"))
-    if bias is not None:
-        y = Binary("add")(y, constant(bias.float().reshape(channels), "bias"))
+    y = Binary("mul")(Cast(torch.float32)(main(x.q, w.q)), constant(scale.contiguous(), "scale"))
+    added = None if bias is None else bias.double().reshape(channels)
+    if share is not None:
+        added = (0.0 if added is None else added) - share.double() * scale.double()
+    if added is not None:
+        y = Binary("add")(y, _in_channels_last(added.float()))
     wanted = node.outputs[0].type.dtype
     return [y if wanted == torch.float32 else Cast(wanted)(y)]
+
+
+def _in_channels_last(added: Tensor) -> Value:
+    """What is added to the channels, or to each of a picture's numbers, which then lie as the picture's do."""
+    if added.dim() < 4:
+        return constant(added, "bias")
+    y: Value = Permute((0, 3, 1, 2))(constant(added.movedim(1, -1).contiguous(), "bias"))
+    return y
 
 
 def _integer_op(node: Node) -> IntegerLinear | IntegerConvolution | None:
@@ -199,7 +207,7 @@ def _integer_op(node: Node) -> IntegerLinear | IntegerConvolution | None:
     return main
 
 
-def _share(main: IntegerLinear | IntegerConvolution, x: Integers, weight: Tensor) -> Value | None:
+def _share(main: IntegerLinear | IntegerConvolution, x: Integers, weight: Tensor) -> Tensor | None:
     """What the zero point adds to the sums: one number a channel, or one a pixel where some see padding, which stands for 0.
 
     None where there is none, and where it is not known.
@@ -208,13 +216,11 @@ def _share(main: IntegerLinear | IntegerConvolution, x: Integers, weight: Tensor
         return None
     if isinstance(main, IntegerLinear) or not any(map(any, main.padding)):
         share = weight.flatten(1).sum(1, dtype=torch.int32) * x.zero_point.to(torch.int32)
-        return constant(share.reshape(-1, *[1] * (weight.dim() - 2)), "zero_point_share")
+        return share.reshape(-1, *[1] * (weight.dim() - 2))
     sizes = x.q.type.shape[1:]
     if not all(isinstance(size, int) for size in sizes):
         return None
-    share = main.reference(x.zero_point.expand(1, *sizes), weight)
-    last: Value = Permute((0, 3, 1, 2))(constant(share.movedim(1, -1).contiguous(), "zero_point_share"))  # channels-last
-    return last
+    return main.reference(x.zero_point.expand(1, *sizes), weight)
 
 
 def _of_weights(node: Node, seen: Seen) -> Sequence[Value] | None:

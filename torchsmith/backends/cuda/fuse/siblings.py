@@ -82,7 +82,7 @@ def _joined(members: Sequence[Node], constants: dict[Value, Tensor], pairs: Mapp
 
 
 def _no_bias(weight: Value, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(weight.type.shape[0], dtype=dtype)  # type: ignore[arg-type]
+    return torch.zeros(weight.type.shape[0], dtype=dtype)
 
 
 def _constant(name: str, tensor: Tensor, constants: dict[Value, Tensor]) -> Value:

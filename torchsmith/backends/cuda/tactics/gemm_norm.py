@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.fuse.fused import Fused, flattened
@@ -49,7 +49,10 @@ class GemmNormTemplate:
         p = problem_of(e, product)
         assert isinstance(p.m, int), e.node
         found = []
-        for rank, c in enumerate(split_configs(p.m, p.n, p.k, p.a.type.dtype.itemsize, p.constant)):
+        whole = p.b.type.dtype.itemsize
+        rounded = whole == 1  # twice as much of K as of half precision
+        configs = split_configs(p.m, p.n, -(-p.k // 2) if rounded else p.k, 2 if rounded else whole, p.constant)
+        for rank, c in enumerate(replace(c, block_k=2 * c.block_k) if rounded else c for c in configs):
             for norm_warps in (4, 8) if rank < 3 else (4,):
                 shared = {f.name: getattr(c, f.name) for f in fields(GemmNormConfig) if f.name != "norm_warps"}
                 found.append(GemmNormConfig(**shared, norm_warps=norm_warps))

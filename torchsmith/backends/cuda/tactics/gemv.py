@@ -20,7 +20,7 @@ LOAD_BYTES = 512  # of a row of weights that a warp loads at once
 
 @dataclass(frozen=True)
 class GemvConfig:
-    """A warp makes `columns` of the product's columns."""
+    """A warp makes `columns` of the product's columns. Sums of int8 are float32 too: exact while they are below 2**24."""
 
     columns: int
     num_warps: int
@@ -28,7 +28,7 @@ class GemvConfig:
 
 class GemvTemplate:
     name = "gemv"
-    kinds = frozenset({"gemm", "convolution", "Linear", "Convolution"})
+    kinds = frozenset({*("gemm", "convolution", "Linear", "Convolution"), *("gemm_int8", "IntegerLinear", "IntegerConvolution")})
     config_type = GemvConfig
 
     def configs(self, e: Emission) -> Sequence[GemvConfig]:
