@@ -19,6 +19,7 @@ from torchsmith.ir.dim import Dim, Shape
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops.quantize import Dequantize
 
 Emitter = Callable[..., Any]
 EMITTERS: dict[type[Op], Emitter] = {}
@@ -114,7 +115,7 @@ class Emission:
             check_type(value.type)
         given = self._without_elements(node)
         if given is None:
-            given = self.emitters[type(node.op)](self, node.op, *(self.tensors[v] for v in node.inputs))
+            given = self.emitters[type(node.op)](self, node.op, *map(self._given, node.inputs))
         for value, tensor in zip(node.outputs, given if isinstance(given, tuple) else (given,), strict=True):
             found = tuple(tensor.shape)
             assert tensor.dtype == data_type(value.type.dtype), f"{node}: {value.type}, TensorRT gives {tensor.dtype}"
@@ -123,6 +124,14 @@ class Emission:
                 f"{node}: {value.type}, TensorRT gives {found}"
             )
             self.tensors[value] = tensor
+
+    def _given(self, value: Value) -> Any:
+        """An input of the node. TensorRT takes int8 constants for its dequantizing layer alone; others are cast to it."""
+        known = self.graph.constants.get(value)
+        weight = isinstance(self.node.op, Dequantize) and value is self.node.inputs[0]
+        if known is None or known.dtype != torch.int8 or weight:
+            return self.tensors[value]
+        return self.to(self.constant(known.to(torch.int32)), torch.int8)
 
     def _without_elements(self, node: Node) -> tuple[Any, ...] | None:
         """Constants in place of a node whose outputs are known to have no elements; None for any other node."""

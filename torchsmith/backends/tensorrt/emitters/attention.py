@@ -12,11 +12,11 @@ from torchsmith.backends.tensorrt.emitters._pieces import any_of, dtype_of, like
 from torchsmith.backends.tensorrt.emitters.matmul import product
 from torchsmith.backends.tensorrt.emitters.softmax import softmaxed
 from torchsmith.backends.tensorrt.library import trt
-from torchsmith.ir.dim import same
+from torchsmith.ir.dim import Shape, same
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.attention import Attention
 
-RANK = 4  # of what the layer takes: batch, heads, length, features
+RANK = 4  # of what the layer takes
 
 
 @emitter(Attention)
@@ -24,22 +24,23 @@ def attention(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask
     result = e.node.outputs[0].type
     scaled = _scaled(e, query, op.scale)
     if _layer_takes(e, op, mask):
-        y = _by_layer(e, op, e.rank(scaled, RANK), e.rank(key, RANK), e.rank(value, RANK), mask)
+        y = _by_layer(e, op, scaled, key, value, mask)
     else:
         y = _by_products(e, op, wide(e, scaled), wide(e, key), wide(e, value), mask)
     y = e.to(y, result.dtype)
     if mask is not None and _may_hide_a_row(e):
         takes_part = any_of(e, _takes_part(e, mask), [len(mask.shape) - 1], True)
         y = select(e, takes_part, y, like(e, 0, y))
-    return e.shaped(y, result.shape) if len(y.shape) != result.rank else y
+    return y
 
 
 def _layer_takes(e: Emission, op: Attention, mask: Any | None) -> bool:
-    """The layer takes one batch, one number of heads, values as long as keys, and a mask or a causal one."""
+    """The layer takes one batch, one known number of heads, values as long as keys, and a mask or a causal one."""
     if not hasattr(e.network, "add_attention") or (op.causal and mask is not None):
         return False
     query, key, value = (v.type for v in e.node.inputs[:3])
-    return query.rank <= RANK and _same_batch(query, key) and _same_batch(query, value) and same(key.shape[-1], value.shape[-1])
+    one_batch = _same_batch(query, key) and _same_batch(query, value) and same(key.shape[-1], value.shape[-1])
+    return one_batch and query.rank <= RANK and (query.rank < RANK or isinstance(query.shape[1], int))
 
 
 def _same_batch(a: TensorType, b: TensorType) -> bool:
@@ -47,17 +48,24 @@ def _same_batch(a: TensorType, b: TensorType) -> bool:
 
 
 def _by_layer(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask: Any | None) -> Any:
+    given = [_in_heads(e, x, v.type.shape) for x, v in zip((query, key, value), e.node.inputs)]
     softmax = trt().AttentionNormalizationOp.SOFTMAX
     if hasattr(e.network, "add_attention_v2"):
         kinds = trt().CausalMaskKind
-        layer = e.network.add_attention_v2(query, key, value, softmax, kinds.UPPER_LEFT if op.causal else kinds.NONE)
+        layer = e.network.add_attention_v2(*given, softmax, kinds.UPPER_LEFT if op.causal else kinds.NONE)
     else:
-        layer = e.network.add_attention(query, key, value, softmax, op.causal)
+        layer = e.network.add_attention(*given, softmax, op.causal)
     if layer is not None:
         layer.decomposable = True  # into other layers, where no kernel takes its sizes
         if mask is not None:
-            layer.mask = e.rank(mask, RANK)
-    return e.layer(layer)
+            layer.mask = _in_heads(e, mask, e.node.inputs[3].type.shape)
+    result = e.layer(layer)
+    return e.shaped(result, e.node.outputs[0].type.shape) if e.node.outputs[0].type.rank < RANK else result
+
+
+def _in_heads(e: Emission, x: Any, shape: Shape) -> Any:
+    """x with the dimensions that the layer takes: batch, heads, length, features. Three dimensions are one head each."""
+    return e.shaped(x, (shape[0], 1, *shape[1:])) if len(shape) == RANK - 1 else e.rank(x, RANK)
 
 
 def _by_products(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask: Any | None) -> Any:

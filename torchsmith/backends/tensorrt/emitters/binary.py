@@ -1,7 +1,7 @@
 """Functions of two numbers.
 
-Quotients of floats that are rounded down are put right by what remains, as TensorRT does not say how exact a division is; where
-the quotient has more digits than the dtype, the remainder is as inexact as it is.
+Quotients of floats that are rounded down are put right by what remains, as a division itself may round up to a whole number.
+That fails where the quotient has more digits than float32.
 """
 
 from __future__ import annotations
@@ -49,18 +49,35 @@ def _greater(order: str, wins: int) -> Function:
 
 
 def _quotient(e: Emission, a: Any, b: Any) -> tuple[Any, Any]:
-    """a / b rounded down, and the remainder, which has b's sign."""
+    """a / b rounded down, and the remainder, which has b's sign. NaN for an infinite a."""
     zero = like(e, 0, b)
     q = e.unary("FLOOR", e.binary("DIV", a, b))
     # nothing times infinity would be NaN
-    r = select(e, e.binary("EQUAL", q, zero), a, e.binary("SUB", a, e.binary("PROD", q, b)))
+    r = select(e, e.binary("EQUAL", q, zero), a, _remaining(e, a, q, b))
     size = e.unary("ABS", b)
     towards = select(e, e.binary("LESS", b, zero), e.unary("NEG", r), r)
-    above, below = no(e, e.binary("LESS", towards, size)), e.binary("LESS", towards, zero)
-    above = both(e, above, e.binary("GREATER", size, zero))
+    divides, below = e.binary("GREATER", size, zero), e.binary("LESS", towards, zero)
+    above = both(e, no(e, e.binary("LESS", towards, size)), divides)
     step = e.binary("SUB", e.to(above, dtype_of(a)), e.to(below, dtype_of(a)))
     moved = e.binary("SUB", r, e.binary("PROD", step, b))
-    return e.binary("SUM", q, step), select(e, e.binary("EQUAL", step, zero), r, moved)
+    q = select(e, both(e, e.unary("ISNAN", r), divides), r, e.binary("SUM", q, step))
+    return q, select(e, e.binary("EQUAL", step, zero), r, moved)
+
+
+def _remaining(e: Emission, a: Any, q: Any, b: Any) -> Any:
+    """a - q * b without rounding the product, whose factors are split into halves of twelve bits (Dekker, 1971)."""
+    (q_high, q_low), (b_high, b_low) = _split(e, q), _split(e, b)
+    r = a
+    for x, y in ((q_high, b_high), (q_high, b_low), (q_low, b_high), (q_low, b_low)):
+        r = e.binary("SUB", r, e.binary("PROD", x, y))
+    # the halves of very great numbers overflow
+    return select(e, e.unary("ISNAN", r), e.binary("SUB", a, e.binary("PROD", q, b)), r)
+
+
+def _split(e: Emission, x: Any) -> tuple[Any, Any]:
+    far = e.binary("PROD", x, like(e, 2**12 + 1, x))
+    high = e.binary("SUB", far, e.binary("SUB", far, x))
+    return high, e.binary("SUB", x, high)
 
 
 def _fmod(e: Emission, a: Any, b: Any) -> Any:
@@ -86,7 +103,10 @@ def _hypot(e: Emission, a: Any, b: Any) -> Any:
     long, short = select(e, first, a, b), select(e, first, b, a)
     one = like(e, 1, long)
     ratio = select(e, e.binary("EQUAL", long, short), one, e.binary("DIV", short, long))
-    return e.binary("PROD", long, e.unary("SQRT", e.binary("SUM", one, e.binary("PROD", ratio, ratio))))
+    length = e.binary("PROD", long, e.unary("SQRT", e.binary("SUM", one, e.binary("PROD", ratio, ratio))))
+    # which is longer than anything, NaN included
+    infinite = either(e, e.unary("ISINF", a), e.unary("ISINF", b))
+    return select(e, infinite, like(e, math.inf, length), length)
 
 
 def _copysign(e: Emission, a: Any, b: Any) -> Any:

@@ -36,6 +36,9 @@ def dequantize(e: Emission, op: Dequantize, q: Any, scale: Any, zero_point: Any 
     data_type(op.dtype)
     if e.node.inputs[0].type.dtype == torch.int8 and zero_point is None:
         return _by_layer(e, q, scale, op.axis, op.dtype)
+    known = [tensor for tensor in map(e.known, range(len(e.node.inputs))) if tensor is not None]
+    if len(known) == len(e.node.inputs):
+        return e.constant(op.reference(*known))
     rank = len(q.shape)
     y = e.to(q, torch.float32)
     if zero_point is not None:

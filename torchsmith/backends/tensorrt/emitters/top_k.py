@@ -10,6 +10,7 @@ from torchsmith.backends.tensorrt.emit import Emission, emitter
 from torchsmith.backends.tensorrt.emitters._pieces import at_least_two, dtype_of, mask_of
 from torchsmith.backends.tensorrt.library import trt
 from torchsmith.errors import Unsupported
+from torchsmith.ir.dim import Dim, bind, symbols_in
 from torchsmith.ops.top_k import TopK
 
 GREATEST_K = 3840
@@ -18,8 +19,8 @@ LAST_DIMS = 4  # along one of which it sorts
 
 @emitter(TopK)
 def top_k(e: Emission, op: TopK, x: Any) -> Any:
-    if isinstance(op.k, int) and not 1 <= op.k <= GREATEST_K:
-        raise Unsupported(f"TensorRT sorts out at least one element and at most {GREATEST_K}, and not {op.k}")
+    if (most := _most(e, op.k)) > GREATEST_K:
+        raise Unsupported(f"TensorRT sorts out at most {GREATEST_K} elements, and {op.k} may be {most}")
     given = e.node.inputs[0].type
     rows = at_least_two(e, e.to(x, torch.int32) if given.dtype in (torch.bool, torch.int8) else x)
     dim = op.dim + len(rows.shape) - given.rank
@@ -36,3 +37,11 @@ def top_k(e: Emission, op: TopK, x: Any) -> Any:
     if given.dtype == torch.bool:
         return e.binary("GREATER", values, e.number(0, dtype_of(values), given.rank)), indices
     return e.to(values, given.dtype), indices
+
+
+def _most(e: Emission, k: Dim) -> int:
+    """How great k may be; 0 where that is not known."""
+    highs = {name: e.graph.ranges[name][1] for name in symbols_in(k)}
+    limits = {name: high for name, high in highs.items() if high is not None}
+    found: int = bind(k, limits) if len(limits) == len(highs) else 0
+    return found

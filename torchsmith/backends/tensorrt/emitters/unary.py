@@ -182,7 +182,7 @@ ON_INTEGERS: dict[str, Function] = {
 ON_BOOLS: dict[str, Function] = {
     "logical_not": no,
     "bitwise_not": no,
-    **{name: lambda e, x: x for name in ("abs", "sign")},
+    "sign": lambda e, x: x,
 }
 
 
