@@ -82,7 +82,7 @@ def check_graph(graph: Graph, *given: Sequence[Tensor], build: bool = True) -> N
         for name, value, want in zip(outputs, graph.outputs, wanted, strict=True):
             assert found[name].dtype == value.type.dtype, f"{name} is {found[name].dtype}, the graph says {value.type}"
             assert tuple(found[name].shape) == bind(value.type.shape, env)
-            check_close(found[name], _overflown(want, value.type.dtype), what=name)
+            check_close(found[name], _storable(want, value.type.dtype), what=name)
     if build:
         assert built(graph, network), f"TensorRT cannot build {graph.nodes}: {said()}"
 
@@ -115,10 +115,12 @@ def built(graph: Graph, network: Any) -> bytes | None:
     return None if made is None else bytes(made)
 
 
-def _overflown(wide: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers that do not fit into the dtype as infinities."""
+def _storable(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers too great for the dtype as infinities, and those too small for all of its digits as it holds them."""
+    if not dtype.is_floating_point:
+        return wide
     narrow = wide.to(dtype)
-    return torch.where(narrow.isinf(), narrow.to(wide.dtype), wide)
+    return torch.where(narrow.isinf() | (narrow.abs() < torch.finfo(dtype).tiny), narrow.to(wide.dtype), wide)
 
 
 def _moving(inputs: Sequence[Tensor], constants: Collection[int]) -> list[Tensor]:
