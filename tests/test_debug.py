@@ -22,6 +22,7 @@ from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Node
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.unary import Unary
+from torchsmith.quantize.budget import AccuracyBudget
 
 aten = torch.ops.aten
 
@@ -317,6 +318,15 @@ def test_a_bug_leaves_a_folder_without_the_weights(temporary: Path) -> None:
     loaded = repro.reload(folder / "program.pt2")
     assert programs.count(loaded) == 3 and all(tensor.all() for tensor in loaded.state_dict.values())
     assert value.state_dict["linear.weight"].any()
+
+
+def test_what_only_the_user_has_is_left_out(temporary: Path) -> None:
+    data, metric = [torch.ones(2, 3), torch.zeros(2, 3)], AccuracyBudget(lambda outputs, batch: 1.0, 0.1)
+    options = {"enabled_precisions": {torch.int8, torch.float32}, "calibrator": data, "accuracy_budget": metric}
+    folder = repro.write("build", program(), Config.from_options(**options), ValueError("x"))
+    written = json.loads((folder / "options.json").read_text())
+    assert written["enabled_precisions"] == ["float32", "int8"]
+    assert written["calibrator"] is None and written["accuracy_budget"] is None
 
 
 def test_the_script_runs_the_failure_again(temporary: Path, tmp_path: Path) -> None:

@@ -138,13 +138,16 @@ def _options(config: Config) -> dict[str, Any]:
             if dataclasses.is_dataclass(value) and not isinstance(value, type)
             else {field.name: value}
         )
-    return {name: _as_data(value) for name, value in flat.items()}
+    return {name: _as_data(value) for name, value in flat.items() if name != "calibrator"}
 
 
 def _as_data(value: Any) -> Any:
-    if isinstance(value, (frozenset, set, tuple, list)):
+    """None of what only the user's program has, such as a metric."""
+    if isinstance(value, (frozenset, set)):
         return sorted(map(_as_data, value))
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value if value is None or isinstance(value, (bool, int, float, str)) else None
 
 
 def _versions() -> str:

@@ -39,6 +39,12 @@ from torchsmith.sparsity import two_four_mask
 HALF, BFLOAT = torch.float16, torch.bfloat16
 
 
+@pytest.fixture(autouse=True)
+def with_its_own_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not offered yet is tested."""
+    monkeypatch.setattr("torchsmith.backends.cuda.tactics.sparse.HAS_RUN", True)
+
+
 def pruned(rows: int, terms: int, dtype: torch.dtype = HALF) -> Tensor:
     weight = torch.randn(rows, terms, generator=torch.Generator().manual_seed(0))
     return (weight * two_four_mask(weight) * (30 if dtype == torch.int8 else 1)).to(dtype)

@@ -51,7 +51,14 @@ class Function:
     """
 
     def __init__(
-        self, code: bytes, symbol: str, threads: int, shared_bytes: int, pdl: bool, types: Sequence[str], carveout: int | None = None
+        self,
+        code: bytes,
+        symbol: str,
+        threads: int,
+        shared_bytes: int,
+        pdl: bool,
+        types: Sequence[str],
+        carveout: int | None = None,
     ) -> None:
         cuda = driver()
         torch.cuda.current_stream()  # the device's context exists from here on

@@ -39,6 +39,12 @@ pytestmark = [
 LIMIT = {HALF: 2e-3, BFLOAT: 1.6e-2}
 
 
+@pytest.fixture(autouse=True)
+def with_its_own_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not offered yet is tested."""
+    monkeypatch.setattr("torchsmith.backends.cuda.tactics.sparse.HAS_RUN", True)
+
+
 def pruned(rows: int, terms: int, seed: int = 0) -> Tensor:
     weight = torch.randn(rows, terms, generator=torch.Generator().manual_seed(seed)) / terms**0.5
     kept: Tensor = weight * two_four_mask(weight)
