@@ -188,3 +188,29 @@ def test_pt2e(aware: bool) -> None:
     fast = torchsmith.compile(program, enabled_precisions=INT8, require_full_compilation=True)
     with torch.no_grad():
         close(fast(data(7)), converted(data(7)), net(data(7)))
+
+
+@pytest.mark.parametrize(
+    ("greatest", "sentence"),
+    [
+        (0.0, r"has the scale 0, and a scale is positive; train it on"),
+        (float("inf"), "has the scale inf, and a scale is a finite number"),
+        (float("nan"), "has the scale nan, and a scale is a finite number"),
+    ],
+)
+def test_ranges_that_the_model_computes_itself_are_checked(greatest: float, sentence: str) -> None:
+    class Own(nn.Module):
+        greatest: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+            self.register_buffer("greatest", torch.tensor(greatest))
+
+        def forward(self, x: Tensor) -> Tensor:
+            zero_point = torch.zeros((), dtype=torch.int32)
+            y: Tensor = self.layer(torch.fake_quantize_per_tensor_affine(x, self.greatest / 127, zero_point, -128, 127))
+            return y
+
+    with pytest.raises(CaptureError, match=sentence):
+        torchsmith.compile(Own().eval(), inputs=[torch.randn(2, 8)], enabled_precisions=INT8)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from torchsmith.capture.ranges import check_ranges
 from torchsmith.config import Config, QuantizeConfig
 from torchsmith.convert import parameters_of
 from torchsmith.debug.progress import progress_of
@@ -65,11 +66,14 @@ def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = N
     from 0 to 255 where nothing negative was seen. target, mixes: what the engines are for, this CPU by default, and whether they
     have several floats beside int8; an accuracy budget goes by them.
 
-    Raises InvalidOption where int8 and the calibrator do not go together, InvalidInput for unusable data or a foreign cache.
+    Raises InvalidOption where int8 and the calibrator do not go together, InvalidInput for unusable data or a foreign cache,
+    CaptureError for fake-quantize ops with unusable ranges.
     """
     program, has_marks, budget = lowered.program, is_marked(lowered.program), budget_of(config.accuracy_budget)
     if budget is not None:
         return _budgeted(lowered, config, budget, target or this_cpu(), mixes)
+    if has_marks:
+        check_ranges(program)  # again: scales that the model computes from its weights are constants by now
     if config.calibrator is None:
         if torch.int8 in config.enabled_precisions and not has_marks:
             raise InvalidOption(
