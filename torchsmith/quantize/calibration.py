@@ -65,7 +65,9 @@ class Calibration:
     """model: `digest` of the lowered program. algorithm: CalibrationAlgo's value. batches: how many were seen.
 
     ranges: by the names of values. corrections: by the names of layers, what is added to each channel's bias. roundings: by the
-    names of weights, how far their whole numbers are from the nearest ones.
+    names of weights, how far their whole numbers are from the nearest ones. shares: by the names of values, what each number
+    along the last dimension is divided by before it is rounded, and the weights behind it are multiplied by; ranges are of the
+    quotients.
     """
 
     model: str
@@ -74,6 +76,7 @@ class Calibration:
     ranges: Mapping[str, Range]
     corrections: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     roundings: Mapping[str, Offsets] = field(default_factory=dict)
+    shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def write(self, file: str | os.PathLike[str]) -> None:
         """In the place of what was there, at once or not at all. Raises OSError."""
@@ -125,7 +128,8 @@ def read(file: str | os.PathLike[str], model: str) -> Calibration:
         ranges = {str(name): _range(entry) for name, entry in content["ranges"].items()}
         corrections = {str(name): tuple(map(float, row)) for name, row in content["corrections"].items()}
         roundings = {str(name): _offsets(entry) for name, entry in content["roundings"].items()}
-        return Calibration(model, str(content["algorithm"]), int(content["batches"]), ranges, corrections, roundings)
+        shares = {str(name): _shares(row) for name, row in content["shares"].items()}
+        return Calibration(model, str(content["algorithm"]), int(content["batches"]), ranges, corrections, roundings, shares)
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise InvalidInput(f"{file} is damaged: {type(error).__name__}: {error}; calibrate again") from error
 
@@ -134,6 +138,13 @@ def _range(entry: Mapping[str, Any]) -> Range:
     found = Range(float(entry["least"]), float(entry["greatest"]), float(entry["threshold"]))
     if not all(map(math.isfinite, dataclasses.astuple(found))) or found.threshold < 0:
         raise ValueError(f"a range of {found}")
+    return found
+
+
+def _shares(row: list[Any]) -> tuple[float, ...]:
+    found = tuple(map(float, row))
+    if not all(math.isfinite(share) and share > 0 for share in found):
+        raise ValueError("shares that are not positive")
     return found
 
 

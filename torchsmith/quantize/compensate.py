@@ -14,7 +14,7 @@ from torchsmith.convert import parameters_of
 from torchsmith.debug.progress import progress_of
 from torchsmith.quantize.batches import Batch
 from torchsmith.quantize.calibration import Calibration, Offsets
-from torchsmith.quantize.insert import WEIGHT_GREATEST, quantized_layers, rounded_weight, weight_steps
+from torchsmith.quantize.insert import WEIGHT_GREATEST, quantized_layers, rounded_weight, shares_of, weight_steps
 from torchsmith.quantize.moments import Moments, in_parts
 from torchsmith.quantize.observe import Errors, Observed
 from torchsmith.quantize.placement import Placement
@@ -56,10 +56,12 @@ def _with(program: ExportedProgram, placement: Placement, found: Calibration, mo
             weight = tensors[layer.weight.name].detach()
             offsets = None
             if shared[layer.weight] == 1:
-                offsets = moments.offsets(layer, weight, weight_steps(weight, layer), WEIGHT_GREATEST)
+                shares = shares_of(layer, weight, found)
+                offsets = moments.offsets(layer, weight, weight_steps(weight, layer, found), WEIGHT_GREATEST, shares)
             if offsets is not None and bool(offsets.any()):
                 roundings[layer.weight.name] = Offsets.of(offsets)
-            correction = moments.correction(layer, weight, rounded_weight(weight, layer, roundings.get(layer.weight.name)))
+            made = rounded_weight(weight, layer, replace(found, roundings=roundings))
+            correction = moments.correction(layer, weight, made)
             if correction is not None:
                 corrections[layer.name] = correction
             progress.advance()

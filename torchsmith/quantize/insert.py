@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torchsmith.convert import parameters_of
 from torchsmith.errors import InvalidInput
 from torchsmith.lower.editing import argument, call, lift, set_argument
-from torchsmith.quantize.calibration import Calibration, Offsets, Range
+from torchsmith.quantize.calibration import Calibration, Range
 from torchsmith.quantize.placement import Layer, Placement, Point, name_of
 
 aten = torch.ops.aten
@@ -24,21 +24,28 @@ _LEAST_STEP = 2.0**-120
 
 @dataclass(frozen=True)
 class Grid:
-    """The numbers an activation can take: step times whole numbers from least to greatest."""
+    """The numbers an activation can take: step times whole numbers from least to greatest, times each channel's share.
+
+    shares: by the last dimension; None where all are 1.
+    """
 
     step: float
     least: int
     greatest: int
+    shares: tuple[float, ...] | None = None
 
     @staticmethod
-    def of(range: Range) -> Grid:
+    def of(range: Range, shares: tuple[float, ...] | None = None) -> Grid:
         """127 steps up to the threshold and 128 down, or 255 up where nothing is negative."""
         least, greatest = (-128, 127) if range.is_signed else (0, 255)
         step = range.threshold / greatest if range.threshold > 0 else 1.0
-        return Grid(max(step, _LEAST_STEP), least, greatest)
+        return Grid(max(step, _LEAST_STEP), least, greatest, shares)
 
     def __call__(self, x: Tensor) -> Tensor:
         # a quarter of the time that torch.fake_quantize_per_tensor_affine takes, which also makes a mask for gradients
+        if self.shares is not None:
+            shares = torch.tensor(self.shares, dtype=x.dtype, device=x.device)
+            return Grid(self.step, self.least, self.greatest)(x * (1 / shares)) * shares
         return (x * (1 / self.step)).round_().clamp_(self.least, self.greatest).mul_(self.step)
 
 
@@ -60,7 +67,7 @@ def with_ranges(placement: Placement, calibration: Calibration) -> Calibration:
 def insert(program: ExportedProgram, placement: Placement, calibration: Calibration) -> None:
     """Give the users of every point its fake-quantized value, and every layer its fake-quantized weight."""
     for point in placement.points:
-        _insert_activation(point, Grid.of(calibration.ranges[point.name]))
+        _insert_activation(program, point, grid_of(point, calibration))
     tensors = parameters_of(program)
     made: dict[tuple[fx.Node, int], fx.Node] = {}
     for layer in placement.layers:
@@ -70,21 +77,30 @@ def insert(program: ExportedProgram, placement: Placement, calibration: Calibrat
         layer.node.replace_input_with(layer.weight, made[key])
 
 
-def _insert_activation(point: Point, grid: Grid) -> None:
+def grid_of(point: Point, calibration: Calibration) -> Grid:
+    return Grid.of(calibration.ranges[point.name], calibration.shares.get(point.name))
+
+
+def _insert_activation(program: ExportedProgram, point: Point, grid: Grid) -> None:
     users = point.users
     (first,) = (node for node in point.node.graph.nodes if node in users and node is users[0])
-    new = call(first, aten.fake_quantize_per_tensor_affine.default, point.node, grid.step, 0, grid.least, grid.greatest)
+    given = point.node
+    if grid.shares is not None:
+        val = given.meta["val"]
+        inverse = 1 / torch.tensor(grid.shares, dtype=torch.float64)
+        given = call(first, aten.mul.Tensor, given, lift(program, inverse.to(val.dtype).to(val.device), "c_shares"))
+    new = call(first, aten.fake_quantize_per_tensor_affine.default, given, grid.step, 0, grid.least, grid.greatest)
     for user in users:
         user.replace_input_with(point.node, new)
 
 
 def _insert_weight(program: ExportedProgram, layer: Layer, weight: Tensor, calibration: Calibration) -> fx.Node:
-    steps = weight_steps(weight, layer)
+    steps = weight_steps(weight, layer, calibration)
     scale, zero_point = lift(program, steps, "c_scale"), lift(program, torch.zeros_like(steps, dtype=torch.int32), "c_zero_point")
     target = aten.fake_quantize_per_channel_affine.default
     given = layer.weight
-    if (offsets := calibration.roundings.get(layer.weight.name)) is not None:
-        given = _replaced(program, layer, rounded_weight(weight, layer, offsets))
+    if layer.weight.name in calibration.roundings or shares_of(layer, weight, calibration) is not None:
+        given = _replaced(program, layer, _on_grid(weight, layer, calibration))
     return call(layer.node, target, given, scale, zero_point, layer.axis, WEIGHT_LEAST, WEIGHT_GREATEST)
 
 
@@ -98,22 +114,37 @@ def _replaced(program: ExportedProgram, layer: Layer, tensor: Tensor) -> fx.Node
     return layer.weight
 
 
-def weight_steps(weight: Tensor, layer: Layer) -> Tensor:
+def shares_of(layer: Layer, weight: Tensor, calibration: Calibration) -> Tensor | None:
+    """What the layer's inputs are divided by and its weight is multiplied by, shaped to be broadcast; None where that is 1."""
+    shares = calibration.shares.get(name_of(layer.x))
+    if shares is None:
+        return None
+    return torch.tensor(shares, device=weight.device).reshape([1 if dim == layer.axis else -1 for dim in range(weight.dim())])
+
+
+def weight_steps(weight: Tensor, layer: Layer, calibration: Calibration) -> Tensor:
     """The step of each output channel: float32, (channels,). Raises InvalidInput for a weight that is not finite."""
-    greatest = weight.detach().movedim(layer.axis, 0).flatten(1).abs().amax(1).float()
+    shares = shares_of(layer, weight, calibration)
+    given = weight.detach().float() if shares is None else weight.detach().float() * shares
+    greatest = given.movedim(layer.axis, 0).flatten(1).abs().amax(1)
     if not bool(torch.isfinite(greatest).all()):
         raise InvalidInput(f"the weight of {layer.name} has NaN or infinite numbers; int8 needs finite ones")
     return torch.where(greatest > 0, greatest / WEIGHT_GREATEST, 1.0).clamp(min=_LEAST_STEP)
 
 
-def rounded_weight(weight: Tensor, layer: Layer, offsets: Offsets | None = None) -> Tensor:
-    """What the layer's int8 numbers stand for, in the weight's shape and dtype. Raises InvalidInput as `weight_steps`.
+def rounded_weight(weight: Tensor, layer: Layer, calibration: Calibration) -> Tensor:
+    """What the layer's int8 numbers stand for, in the weight's shape and dtype. Raises InvalidInput as `weight_steps`."""
+    shares, made = shares_of(layer, weight, calibration), _on_grid(weight, layer, calibration)
+    return made if shares is None else (made / shares).to(weight.dtype)
 
-    offsets: how far they are from the nearest ones.
-    """
-    steps = weight_steps(weight, layer).reshape([-1 if dim == layer.axis else 1 for dim in range(weight.dim())])
-    whole = torch.round(weight.detach().float() * (1 / steps))
-    if offsets is not None:
+
+def _on_grid(weight: Tensor, layer: Layer, calibration: Calibration) -> Tensor:
+    """Steps times whole numbers: the rounded weight, times its inputs' shares."""
+    steps, shares = weight_steps(weight, layer, calibration), shares_of(layer, weight, calibration)
+    steps = steps.reshape([-1 if dim == layer.axis else 1 for dim in range(weight.dim())])
+    given = weight.detach().float() if shares is None else weight.detach().float() * shares
+    whole = torch.round(given * (1 / steps))
+    if (offsets := calibration.roundings.get(layer.weight.name)) is not None:
         whole += offsets.tensor().to(weight.device)
     return (whole.clamp_(WEIGHT_LEAST, WEIGHT_GREATEST) * steps).to(weight.dtype)
 
@@ -129,10 +160,7 @@ def quantized_layers(
     found: dict[fx.Node, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
     for layer in placement.layers:
         weight = tensors[layer.weight.name].detach()
-        found[layer.node] = (
-            _grid_of_input(layer, placement, calibration),
-            rounded_weight(weight, layer, calibration.roundings.get(layer.weight.name)),
-        )
+        found[layer.node] = _grid_of_input(layer, placement, calibration), rounded_weight(weight, layer, calibration)
     return found
 
 
@@ -141,7 +169,7 @@ def _grid_of_input(layer: Layer, placement: Placement, calibration: Calibration)
     value, user = layer.x, layer.node
     while (value, user) not in points:
         value, user = value.all_input_nodes[0], value
-    return Grid.of(calibration.ranges[points[value, user].name])
+    return grid_of(points[value, user], calibration)
 
 
 def correct_biases(program: ExportedProgram, placement: Placement, calibration: Calibration) -> None:

@@ -43,7 +43,6 @@ class Moments:
         self.grids = grids
         self.sums: dict[Any, Sums] = {}
         self.generator = torch.Generator().manual_seed(0)
-        self._call: dict[Any, int] = {}
 
     def key(self, layer: Layer) -> tuple[Any, ...]:
         """Layers of one key share their sums: they take the same input in the same way."""
@@ -78,14 +77,19 @@ class Moments:
         if second is not None and before.second is not None:
             before.second += second
 
-    def offsets(self, layer: Layer, weight: Tensor, steps: Tensor, greatest: int) -> Tensor | None:
-        """How far the layer's whole numbers are from the nearest: int8, of the weight's shape. None where that is what they are."""
+    def offsets(self, layer: Layer, weight: Tensor, steps: Tensor, greatest: int, shares: Tensor | None) -> Tensor | None:
+        """How far the layer's whole numbers are from the nearest: int8, of the weight's shape. None where that is what they are.
+
+        steps: of each output channel. shares: what the weight is multiplied by before it is rounded, and its inputs are divided by.
+        """
         sums, columns = self.sums.get(self.key(layer)), self.columns[layer.node]
         if sums is None or sums.second is None:
             return None
-        rows = columns.weights(weight.detach().float())
+        rows = columns.weights(weight.detach().float() if shares is None else weight.detach().float() * shares)
         steps = steps.reshape(rows.shape[:2])
         moments = sums.second / sums.count
+        if shares is not None:
+            moments = moments / (shares.reshape(-1, 1) * shares.reshape(1, -1))
         found = rounded(rows, steps, greatest, moments, sums.count)
         return columns.back((found - nearest(rows, steps, greatest)).to(torch.int8), weight)
 

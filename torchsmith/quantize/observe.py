@@ -52,7 +52,8 @@ class Observed(fx.Interpreter):
 class Ranges:
     """Statistics of the values that a placement quantizes. Raises InvalidInput, naming batch and layer, where one is not finite."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, shares: Mapping[str, tuple[float, ...]]) -> None:
+        self.shares = shares
         self.points = {point.node: point for point in placement.points}
         self.statistics = [Statistics() for _ in range(len({p.group for p in placement.points}))]
         self.batch = 0
@@ -60,6 +61,8 @@ class Ranges:
     def look(self, node: fx.Node, value: Any, env: Mapping[fx.Node, Any]) -> None:
         if (point := self.points.get(node)) is None:
             return
+        if point.name in self.shares:
+            value = value / torch.tensor(self.shares[point.name], dtype=value.dtype, device=value.device)
         seen = Statistics.of(value)
         if not seen.is_finite:
             raise InvalidInput(

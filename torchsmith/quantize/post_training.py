@@ -5,6 +5,7 @@ From here on such a program is the same as one of quantization-aware training.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from torchsmith.debug.progress import progress_of
 from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.lower import Lowered
 from torchsmith.lower.editing import copied, settled
+from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.quantize.batches import Batch, batches_of
 from torchsmith.quantize.budget import Budget, budget_of
 from torchsmith.quantize.budgeted import Allowed, Budgeted, Model
 from torchsmith.quantize.calibration import Calibration, Range, digest, read
 from torchsmith.quantize.calibrator import CacheCalibrator, Calibrator, DataLoaderCalibrator, calibrator_of
 from torchsmith.quantize.compensate import compensated, enough
+from torchsmith.quantize.equalise import shares_by
 from torchsmith.quantize.insert import correct_biases, insert
 from torchsmith.quantize.observe import Observed, Ranges
 from torchsmith.quantize.placement import Placement, place
@@ -59,19 +62,21 @@ class Quantized:
         return replace(config, quantize=replace(config.quantize, enabled_precisions=left))
 
 
-def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = None, mixes: bool = True) -> Quantized:
+def quantize(
+    lowered: Lowered, config: QuantizeConfig, target: Target | None = None, int8: Int8Abilities = Int8Abilities()
+) -> Quantized:
     """Insert fake-quantize ops, calibrated as the config says; a program that has them already passes through.
 
     Weights are symmetric, per output channel, from -127 to 127. Activations are symmetric and per tensor: from -128 to 127, or
-    from 0 to 255 where nothing negative was seen. target, mixes: what the engines are for, this CPU by default, and whether they
-    have several floats beside int8; an accuracy budget goes by them.
+    from 0 to 255 where nothing negative was seen. target, int8: what the engines are for, this CPU by default, and what they do
+    of int8; an accuracy budget goes by both.
 
     Raises InvalidOption where int8 and the calibrator do not go together, InvalidInput for unusable data or a foreign cache,
     CaptureError for fake-quantize ops with unusable ranges.
     """
     program, has_marks, budget = lowered.program, is_marked(lowered.program), budget_of(config.accuracy_budget)
     if budget is not None:
-        return _budgeted(lowered, config, budget, target or this_cpu(), mixes)
+        return _budgeted(lowered, config, budget, target or this_cpu(), int8)
     if has_marks:
         check_ranges(program)  # again: scales that the model computes from its weights are constants by now
     if config.calibrator is None:
@@ -86,8 +91,8 @@ def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = N
     if has_marks:
         raise InvalidOption("the model has fake-quantize ops, which say their ranges already; leave the calibrator out")
     program = copied(program)
-    placement = place(program, config.skip_layers, gated=target is None or target.device != "cuda")
-    calibration = calibrate(program, placement, calibrator_of(config.calibrator))
+    placement = place(program, config.skip_layers, gated=int8.gated)
+    calibration = int8.ranges(calibrate(program, placement, calibrator_of(config.calibrator)))
     correct_biases(program, placement, calibration)
     insert(program, placement, calibration)
     program.graph.lint()
@@ -95,7 +100,7 @@ def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = N
     return Quantized(settled(program), calibration)
 
 
-def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: Target, mixes: bool) -> Quantized:
+def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: Target, int8: Int8Abilities) -> Quantized:
     """Calibrate, where int8 is enabled, and choose each layer's precision by what it loses on the calibrator's data."""
     calibrator = _with_data(config.calibrator)
     if is_marked(lowered.program):
@@ -104,7 +109,7 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
             "already; leave accuracy_budget and the calibrator out"
         )
     program = copied(lowered.program)
-    placement, calibration = place(program, config.skip_layers), None
+    placement, calibration = place(program, config.skip_layers, gated=int8.gated), None
     for layer in placement.layers:
         if (dtype := layer.node.meta["val"].dtype) != torch.float32:
             raise InvalidOption(
@@ -112,10 +117,10 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
                 f"and {dtype} in enabled_precisions"
             )
     if torch.int8 in config.enabled_precisions:
-        calibration = calibrate(program, placement, calibrator)
+        calibration = int8.ranges(calibrate(program, placement, calibrator))
     model = Model(program, placement, calibration, config.skip_layers, target)
     floats = floats_of(config.enabled_precisions, target)
-    found = Budgeted(model, calibrator.dataloader, Allowed(budget, calibration is not None, floats, mixes))
+    found = Budgeted(model, calibrator.dataloader, Allowed(budget, calibration is not None, floats, int8.mixes_floats))
     return Quantized(found.program(), calibration, found)
 
 
@@ -184,20 +189,24 @@ def _fitting(calibration: Calibration, placement: Placement, file: str) -> Calib
 def _measured(program: ExportedProgram, placement: Placement, calibrator: DataLoaderCalibrator, model: str) -> Calibration:
     data = calibrator.dataloader
     device = next((t.device for t in parameters_of(program).values()), None)
-    ranges, first, count = Ranges(placement), list[Batch](), 0
+    batches, first, count = batches_of(data, program, device), list[Batch](), 0
+    for batch in batches:
+        first.append(batch)
+        if enough(first):
+            break
+    shares = shares_by(program, placement, first)
+    ranges = Ranges(placement, shares)
     observed = Observed(program, ranges.look)
     with progress_of("calibrating") as progress:
         progress.expect(len(data) if isinstance(data, Sized) else 0)
-        for batch in batches_of(data, program, device):
+        for batch in itertools.chain(first, batches):
             if batch.number >= count:
                 count = batch.number + 1
                 progress.expect(max(0, count - progress.expected))
                 progress.advance()
             ranges.batch = batch.number
             observed.over(batch)
-            if not enough(first):
-                first.append(batch)
-    found = Calibration(model, calibrator.algo.value, count, _ranges(placement, ranges, calibrator.algo))
+    found = Calibration(model, calibrator.algo.value, count, _ranges(placement, ranges, calibrator.algo), shares=shares)
     return compensated(program, placement, found, first)
 
 

@@ -14,8 +14,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torchsmith.convert import Converter, parameters_of, probe
 from torchsmith.errors import Unsupported
 from torchsmith.quantize.batches import Batch
-from torchsmith.quantize.calibration import Calibration, Offsets
-from torchsmith.quantize.insert import Grid, corrected_bias, rounded_weight
+from torchsmith.quantize.calibration import Calibration
+from torchsmith.quantize.insert import corrected_bias, grid_of, rounded_weight
 from torchsmith.quantize.observe import channel_axis
 from torchsmith.quantize.placement import Layer, Placement
 from torchsmith.quantize.policy import role_of
@@ -131,9 +131,9 @@ def int8_rounding(program: ExportedProgram, placement: Placement, calibration: C
     outputs: dict[fx.Node, Round] = {}
     for point in placement.points:
         for user in point.users:
-            inputs[user, point.node] = Grid.of(calibration.ranges[point.name])
+            inputs[user, point.node] = grid_of(point, calibration)
     for layer in placement.layers:
-        inputs[layer.node, layer.weight] = Weight(layer, calibration.roundings.get(layer.weight.name))
+        inputs[layer.node, layer.weight] = Weight(layer, calibration)
         if (found := corrected_bias(layer, tensors, calibration)) is not None:
             outputs[layer.node] = Shift(found.added, channel_axis(layer.node))
     return Rounding(inputs, outputs)
@@ -200,12 +200,12 @@ class Weight:
     """A layer's weight in int8, computed once."""
 
     layer: Layer
-    offsets: Offsets | None = None
+    calibration: Calibration
     _rounded: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._rounded is None:
-            self._rounded = rounded_weight(x, self.layer, self.offsets)
+            self._rounded = rounded_weight(x, self.layer, self.calibration)
         return self._rounded
 
 
