@@ -113,7 +113,7 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
         backend, target = choose(config.backend, asked or captured.device, config.target)
         place = place_of(target, captured.device, asked)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
-        quantized = stage("quantize", quantize, lowered, config.quantize, target, backend.mixes_floats)
+        quantized = stage("quantize", quantize, lowered, config.quantize, target, backend.int8)
 
         def finish(quantized: Quantized) -> CompiledModule:
             partitioned = stage("partition", partition, quantized.program, lambda n: backend.refuses(n, target), config.partition)

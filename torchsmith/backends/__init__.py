@@ -15,6 +15,7 @@ from torchsmith.target import Target, this_cpu
 
 if TYPE_CHECKING:
     from torchsmith.ir.graph import Graph, Node
+    from torchsmith.quantize.abilities import Int8Abilities
 
 Runner = Callable[[Sequence[Tensor]], "list[Tensor]"]
 
@@ -29,8 +30,8 @@ class Backend(Protocol):
     def name(self) -> str: ...
 
     @property
-    def mixes_floats(self) -> bool:
-        """Whether engines that compute in int8 may have both a smaller float and float32 beside it."""
+    def int8(self) -> Int8Abilities:
+        """What its engines do of int8."""
 
     def available(self) -> str | None:
         """None, or the sentence that says why it cannot be used on this machine."""

@@ -20,7 +20,7 @@ from torchsmith.debug.progress import progress_of
 from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.lower import Lowered
 from torchsmith.lower.editing import copied, settled
-from torchsmith.quantize.abilities import Int8Abilities
+from torchsmith.quantize.abilities import ALL, Int8Abilities
 from torchsmith.quantize.batches import Batch, batches_of
 from torchsmith.quantize.budget import Budget, budget_of
 from torchsmith.quantize.budgeted import Allowed, Budgeted, Model
@@ -63,7 +63,7 @@ class Quantized:
 
 
 def quantize(
-    lowered: Lowered, config: QuantizeConfig, target: Target | None = None, int8: Int8Abilities = Int8Abilities()
+    lowered: Lowered, config: QuantizeConfig, target: Target | None = None, int8: Int8Abilities = ALL
 ) -> Quantized:
     """Insert fake-quantize ops, calibrated as the config says; a program that has them already passes through.
 
@@ -109,7 +109,7 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
             "already; leave accuracy_budget and the calibrator out"
         )
     program = copied(lowered.program)
-    placement, calibration = place(program, config.skip_layers, gated=int8.gated), None
+    placement, calibration = place(program, config.skip_layers), None
     for layer in placement.layers:
         if (dtype := layer.node.meta["val"].dtype) != torch.float32:
             raise InvalidOption(

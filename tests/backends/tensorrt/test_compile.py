@@ -86,3 +86,13 @@ def test_tensorrt_s_own_bytes() -> None:
 def test_on_a_cpu_it_is_refused() -> None:
     with pytest.raises(BackendUnavailable, match="the tensorrt backend is for device cuda, and the model is on cpu"):
         torchsmith.compile(Net().eval(), inputs=[X], backend="tensorrt")
+
+
+def test_int8_is_symmetric() -> None:
+    """TensorRT's int8 has no zero point, and no unsigned numbers."""
+    data = [torch.randn(4, 3, 16, 16) for _ in range(3)]
+    module = compiled(Net(), enabled_precisions={torch.half, torch.int8}, calibrator=data, require_full_compilation=True)
+    (call,) = module.plan.engine_calls
+    engine = parse(to_bytes(module.program.constants[call.constant]))
+    made = [output for layer in engine.layers if layer.kind == "quantize" for output in layer.outputs]
+    assert made and all(output.startswith("int8[") for output in made), engine.layers

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchsmith.config import BuildConfig
 from torchsmith.ir.graph import Graph, Node
+from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.target import Target
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
@@ -16,7 +17,7 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120
 
 class CudaBackend:
     name = "cuda"
-    mixes_floats = True
+    int8 = Int8Abilities(gated=False)  # the product's kernel scales what it loads
 
     def available(self) -> str | None:
         if importlib.util.find_spec("triton") is None:

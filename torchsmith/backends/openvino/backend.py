@@ -14,6 +14,7 @@ from torch import Tensor
 from torchsmith import sizes
 from torchsmith.config import BuildConfig
 from torchsmith.ir.graph import Graph, Node
+from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.target import Target
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Shapes = list[tuple[int, ...]]
 
 class OpenVinoBackend:
     name = "openvino"
-    mixes_floats = False  # widen.py says why
+    int8 = Int8Abilities(mixes_floats=False)  # widen.py says why
 
     def available(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:

@@ -12,12 +12,13 @@ from torchsmith.ir.graph import Graph, Node
 from torchsmith.ir.interpret import interpret
 from torchsmith.ir.text import from_bytes, to_bytes
 from torchsmith.ops.registry import load_all
+from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.target import Target
 
 
 class ReferenceBackend:
     name = "reference"
-    mixes_floats = True
+    int8 = Int8Abilities()
 
     def available(self) -> str | None:
         return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torchsmith.backends.tensorrt.library import MISSING, installed
 from torchsmith.config import BuildConfig
 from torchsmith.ir.graph import Graph, Node
+from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.target import Target
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 class TensorRtBackend:
     name = "tensorrt"
-    mixes_floats = True
+    int8 = Int8Abilities(unsigned=False)
 
     def available(self) -> str | None:
         return None if installed() else MISSING

@@ -1,0 +1,33 @@
+"""What a backend's engines do of int8: calibration and the choice of precisions go by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torchsmith.quantize.calibration import Calibration, Range
+
+
+@dataclass(frozen=True)
+class Int8Abilities:
+    """mixes_floats: engines may have both a smaller float and float32 beside int8.
+
+    gated: a 1×1 convolution of what a squeeze-and-excite's gate scales is worth computing in int8; see `placement.place`.
+    unsigned: numbers that are never negative may take 256 steps from 0, and not 127.
+    """
+
+    mixes_floats: bool = True
+    gated: bool = True
+    unsigned: bool = True
+
+    def ranges(self, calibration: Calibration) -> Calibration:
+        """The calibration with ranges that these engines have."""
+        if self.unsigned:
+            return calibration
+        ranges: Mapping[str, Range] = {
+            name: replace(found, least=min(found.least, -found.threshold)) for name, found in calibration.ranges.items()
+        }
+        return replace(calibration, ranges=ranges)
+
+
+ALL = Int8Abilities()
