@@ -63,6 +63,12 @@ def no(e: Emission, a: Any) -> Any:
     return e.unary("NOT", a)
 
 
+def is_nan(e: Emission, x: Any) -> Any:
+    """Where floats are NaN; the first versions of TensorRT 10 have no layer for it."""
+    has_layer = hasattr(trt().UnaryOperation, "ISNAN")
+    return e.unary("ISNAN", x) if has_layer else no(e, e.binary("EQUAL", x, x))
+
+
 def polynomial(e: Emission, x: Any, coefficients: Sequence[float]) -> Any:
     """The sum of coefficients times powers of x, the highest first."""
     result = like(e, coefficients[0], x)

@@ -11,6 +11,7 @@ from torchsmith.backends.tensorrt.emitters._pieces import (
     any_of,
     dtype_of,
     is_float,
+    is_nan,
     like,
     numbers_along,
     reduced,
@@ -26,7 +27,7 @@ def arg_reduce(e: Emission, op: ArgReduce, x: Any) -> Any:
     given = e.node.inputs[0].type
     found = e.binary("EQUAL", x, reduced(e, op.function.upper(), x, [op.dim], True))
     if is_float(x):
-        unknown = e.unary("ISNAN", x)
+        unknown = is_nan(e, x)
         found = select(e, any_of(e, unknown, [op.dim], True), unknown, found)
     numbers = numbers_along(e, given.shape[op.dim], op.dim, given.rank)
     beyond = like(e, torch.iinfo(torch.int64).max, numbers)

@@ -48,7 +48,8 @@ def _same_batch(a: TensorType, b: TensorType) -> bool:
 
 
 def _by_layer(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask: Any | None) -> Any:
-    given = [_in_heads(e, x, v.type.shape) for x, v in zip((query, key, value), e.node.inputs)]
+    one_head = e.node.inputs[0].type.rank == RANK - 1
+    given = [_in_heads(e, x, v.type.shape, one_head) for x, v in zip((query, key, value), e.node.inputs)]
     softmax = trt().AttentionNormalizationOp.SOFTMAX
     if hasattr(e.network, "add_attention_v2"):
         kinds = trt().CausalMaskKind
@@ -58,14 +59,14 @@ def _by_layer(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask
     if layer is not None:
         layer.decomposable = True  # into other layers, where no kernel takes its sizes
         if mask is not None:
-            layer.mask = _in_heads(e, mask, e.node.inputs[3].type.shape)
-    result = e.layer(layer)
-    return e.shaped(result, e.node.outputs[0].type.shape) if e.node.outputs[0].type.rank < RANK else result
+            layer.mask = _in_heads(e, mask, e.node.inputs[3].type.shape, one_head)
+    result = e.node.outputs[0].type
+    return e.shaped(e.layer(layer), result.shape) if result.rank < RANK else e.layer(layer)
 
 
-def _in_heads(e: Emission, x: Any, shape: Shape) -> Any:
-    """x with the dimensions that the layer takes: batch, heads, length, features. Three dimensions are one head each."""
-    return e.shaped(x, (shape[0], 1, *shape[1:])) if len(shape) == RANK - 1 else e.rank(x, RANK)
+def _in_heads(e: Emission, x: Any, shape: Shape, one_head: bool) -> Any:
+    """x with the dimensions that the layer takes: batch, heads, length, features. The heads may be missing, or those before too."""
+    return e.shaped(x, (shape[0], 1, *shape[1:])) if one_head and len(shape) == RANK - 1 else e.rank(x, RANK)
 
 
 def _by_products(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask: Any | None) -> Any:

@@ -20,6 +20,7 @@ from torchsmith.backends.tensorrt.emitters._pieces import (
     dtype_of,
     either,
     is_float,
+    is_nan,
     is_negative,
     like,
     no,
@@ -42,7 +43,7 @@ def _greater(order: str, wins: int) -> Function:
     """The greater or the smaller of two. Of a NaN and a number, the NaN (wins=0) or the number (wins=1)."""
 
     def of(e: Emission, a: Any, b: Any) -> Any:
-        takes_a = either(e, e.binary(order, a, b), e.unary("ISNAN", (a, b)[wins]))
+        takes_a = either(e, e.binary(order, a, b), is_nan(e, (a, b)[wins]))
         return select(e, takes_a, a, b)
 
     return of
@@ -60,7 +61,7 @@ def _quotient(e: Emission, a: Any, b: Any) -> tuple[Any, Any]:
     above = both(e, no(e, e.binary("LESS", towards, size)), divides)
     step = e.binary("SUB", e.to(above, dtype_of(a)), e.to(below, dtype_of(a)))
     moved = e.binary("SUB", r, e.binary("PROD", step, b))
-    q = select(e, both(e, e.unary("ISNAN", r), divides), r, e.binary("SUM", q, step))
+    q = select(e, both(e, is_nan(e, r), divides), r, e.binary("SUM", q, step))
     return q, select(e, e.binary("EQUAL", step, zero), r, moved)
 
 
@@ -71,7 +72,7 @@ def _remaining(e: Emission, a: Any, q: Any, b: Any) -> Any:
     for x, y in ((q_high, b_high), (q_high, b_low), (q_low, b_high), (q_low, b_low)):
         r = e.binary("SUB", r, e.binary("PROD", x, y))
     # the halves of very great numbers overflow
-    return select(e, e.unary("ISNAN", r), e.binary("SUB", a, e.binary("PROD", q, b)), r)
+    return select(e, is_nan(e, r), e.binary("SUB", a, e.binary("PROD", q, b)), r)
 
 
 def _split(e: Emission, x: Any) -> tuple[Any, Any]:
@@ -90,7 +91,7 @@ def _atan2(e: Emission, y: Any, x: Any) -> Any:
     high, far = e.unary("ABS", y), e.unary("ABS", x)
     ratio = select(e, e.binary("EQUAL", high, far), like(e, 1, high), e.binary("DIV", high, far))  # also of two infinities
     ratio = select(e, e.binary("EQUAL", high, like(e, 0, high)), high, ratio)
-    ratio = select(e, e.unary("ISNAN", x), x, ratio)
+    ratio = select(e, is_nan(e, x), x, ratio)
     angle = e.unary("ATAN", ratio)
     angle = select(e, is_negative(e, x), e.binary("SUB", like(e, math.pi, angle), angle), angle)
     return select(e, is_negative(e, y), e.unary("NEG", angle), angle)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchsmith.backends.tensorrt.emit import Emission, emitter
-from torchsmith.backends.tensorrt.emitters._pieces import SMALL, any_of, is_float, like, no, reduced, select, wide, wrapped
+from torchsmith.backends.tensorrt.emitters._pieces import SMALL, any_of, is_float, is_nan, like, no, reduced, select, wide, wrapped
 from torchsmith.ops.reduce import Reduce
 
 OPERATIONS = {"sum": "SUM", "mean": "AVG", "max": "MAX", "min": "MIN", "prod": "PROD", "l1": "SUM", "l2": "SUM"}
@@ -45,4 +45,4 @@ def _of_floats(e: Emission, op: Reduce, x: Any) -> Any:
 def _extreme(e: Emission, op: Reduce, x: Any) -> Any:
     """NaN where there is one, which TensorRT may pass over."""
     y = reduced(e, OPERATIONS[op.function], x, op.dims, op.keepdim)
-    return select(e, any_of(e, e.unary("ISNAN", x), op.dims, op.keepdim), like(e, math.nan, y), y)
+    return select(e, any_of(e, is_nan(e, x), op.dims, op.keepdim), like(e, math.nan, y), y)

@@ -18,6 +18,7 @@ from torchsmith.backends.tensorrt.emitters._pieces import (
     dtype_of,
     either,
     is_float,
+    is_nan,
     like,
     no,
     polynomial,
@@ -138,14 +139,14 @@ def _erfinv(e: Emission, x: Any) -> Any:
 
 
 def _isfinite(e: Emission, x: Any) -> Any:
-    return no(e, either(e, e.unary("ISINF", x), e.unary("ISNAN", x)))
+    return no(e, either(e, e.unary("ISINF", x), is_nan(e, x)))
 
 
 # Layers that compute in the dtype they are given.
 DIRECT: dict[str, Function] = {
     **{name: _layer(name.upper()) for name in ("exp", "log", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh")},
     **{name: _layer(name.upper()) for name in ("asinh", "acosh", "atanh", "erf", "neg", "abs", "ceil", "floor", "round")},
-    "isnan": _layer("ISNAN"),
+    "isnan": is_nan,
     "isinf": _layer("ISINF"),
     "isfinite": _isfinite,
     "reciprocal": _layer("RECIP"),
