@@ -40,7 +40,9 @@ class QuantizeConfig:
         frozenset({torch.float32}), "the dtypes that engines may compute in; the fastest that the device has is taken"
     )
     calibrator: object = option(
-        None, "typical inputs to choose int8 ranges by: a DataLoader, a list, one of torchsmith.ptq, or a calibration cache's path"
+        None,
+        "typical inputs to choose int8 ranges by: a DataLoader, a list, one of torchsmith.ptq, or a calibration cache's path; "
+        "on the command line file.py:function, which returns them",
     )
     accuracy_budget: object = option(
         None,

@@ -43,3 +43,11 @@ def slow() -> tuple[nn.Module, tuple[Tensor, ...]]:
     print("begun", file=sys.stderr, flush=True)
     time.sleep(60)
     return fixed()
+
+
+def pictures() -> list[Tensor]:
+    """Calibration data for `conv`."""
+    return [torch.randn(1, 3, 8, 8) for _ in range(3)]
+
+
+NUMBER = 3

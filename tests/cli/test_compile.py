@@ -224,3 +224,15 @@ def test_inputs_that_are_no_tensors(text: str, name: str, value: Any) -> None:
 def test_values_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InvalidOption, match="after := it takes a number"):
         models.described([text])
+
+
+def test_calibration_data_may_come_from_a_function_and_be_measured_on(cli: Any, tmp_path: Path) -> None:
+    model, path = f"{NETS}:conv", tmp_path / "net.pt2"
+    options = ("--precision", "f32,int8", "--accuracy-budget", "0.1")
+    result = cli("compile", model, "-o", path, *options, "--calibrator", f"{NETS}:pictures")
+    assert result.exit_code == 0, result.stderr
+    accuracy = load(path).report["accuracy"]
+    assert accuracy["allowed"] == 0.1 and accuracy["spent"] <= 0.1 and accuracy["batches"] == 3
+    refused(cli("explain", model, *options), "accuracy_budget is measured on data")
+    refused(cli("explain", model, *options, "--calibrator", f"{NETS}:NUMBER"), "no function 'NUMBER'; calibration data are given")
+    refused(cli("explain", model, "--accuracy-budget", "tiny"), "accuracy_budget='tiny'; it takes a relative error such as 0.01")

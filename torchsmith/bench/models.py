@@ -193,10 +193,7 @@ def _from_file(name: str) -> Model:
 
     A module alone is given images of (batch, 3, 224, 224).
     """
-    path, _, function_name = name.rpartition(":")
-    function = getattr(_import_file(Path(path)), function_name, None)
-    if not callable(function):
-        raise InvalidOption(f"{path} has no function {function_name!r}; the model is given as file.py:function")
+    function = function_of(name, "the model is")
     takes_batch = "batch" in inspect.signature(function).parameters
 
     def call(batch: int, seed: int) -> tuple[nn.Module, Inputs | None]:
@@ -225,9 +222,19 @@ def _read_example(name: str, made: Any) -> tuple[nn.Module, Inputs | None]:
     raise InvalidOption(f"{name} returned {type(made).__name__}; it returns a module, (module, args) or (module, args, kwargs)")
 
 
+def function_of(name: str, what: str) -> Callable[..., Any]:
+    """The function that `file.py:function` names. what: it is for, such as "the model is". Raises InvalidOption."""
+    path, _, function_name = name.rpartition(":")
+    if not Path(path).is_file():
+        raise InvalidOption(f"there is no file {path}; {what} given as file.py:function")
+    function = getattr(_import_file(Path(path)), function_name, None)
+    if not callable(function):
+        raise InvalidOption(f"{path} has no function {function_name!r}; {what} given as file.py:function")
+    found: Callable[..., Any] = function
+    return found
+
+
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InvalidOption(f"there is no file {path}; the model is given as file.py:function")
     spec = importlib.util.spec_from_file_location(f"torchsmith_bench_{path.stem}", path)
     assert spec is not None and spec.loader is not None, path
     found = importlib.util.module_from_spec(spec)

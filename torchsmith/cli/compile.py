@@ -109,6 +109,10 @@ def report_of(package: str) -> dict[str, Any]:
 def make(described: models.Given, options: dict[str, Any]) -> CompiledModule | HybridScript:
     import torchsmith
 
+    if isinstance(data := options.get("calibrator"), str) and ".py:" in data:
+        from torchsmith.bench.models import function_of
+
+        options = {**options, "calibrator": function_of(data, "calibration data are")()}
     return torchsmith.compile(described.module, inputs=described.inputs, kwarg_inputs=described.kwarg_inputs or None, **options)
 
 
