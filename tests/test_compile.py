@@ -194,7 +194,8 @@ import torchsmith
 print(*(name.split(".")[0] for name in set(sys.modules) - before))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"openvino", "sympy", "rich", "typer", "timm", "transformers", "matplotlib"} & set(done.stdout.split())
+    heavy = {"openvino", "sympy", "rich", "typer", "timm", "transformers", "matplotlib"}
+    assert not (heavy | {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}) & set(done.stdout.split())
 
 
 class Interrupted(nn.Module):

@@ -49,10 +49,17 @@ def case(op: str, *inputs: Tensor, dtypes: Sequence[torch.dtype] = (F32, F16), *
 
 EIGHTHS = torch.tensor([0.125, 0.25, 0.5, 0.125, 0.0625])
 X, IMAGE, LINE, VOLUME = rand(3, 5, 7), rand(2, 4, 9, 11), rand(2, 4, 13), rand(1, 2, 5, 6, 7)
-POOL2 = {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "ceil_mode": False}
-ROW = {"kernel": (3,), "stride": (2,), "padding": (1,), "dilation": (1,), "ceil_mode": True}
-MEAN2 = {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 1), "ceil_mode": True, "count_include_pad": False, "divisor": 0}
-CONV2 = {"stride": (2, 1), "padding": ((1, 0), (1, 1)), "dilation": (1, 1), "groups": 2}
+POOL2: dict[str, Any] = {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "ceil_mode": False}
+ROW: dict[str, Any] = {"kernel": (3,), "stride": (2,), "padding": (1,), "dilation": (1,), "ceil_mode": True}
+MEAN2: dict[str, Any] = {
+    "kernel": (3, 2),
+    "stride": (2, 1),
+    "padding": (1, 1),
+    "ceil_mode": True,
+    "count_include_pad": False,
+    "divisor": 0,
+}
+CONV2: dict[str, Any] = {"stride": (2, 1), "padding": ((1, 0), (1, 1)), "dilation": (1, 1), "groups": 2}
 HEADS, KEYS = rand(2, 2, 5, 16), rand(2, 2, 7, 16)
 SEEN = whole(5, 7, high=2).bool() | (torch.arange(7) == 0)
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.backends.tensorrt.evaluate import DTYPES, evaluate
+from tests.backends.tensorrt.evaluate import evaluate
+from tests.backends.tensorrt.layers import DTYPES
 from torchsmith.backends.tensorrt.build import profile_of
 from torchsmith.backends.tensorrt.emit import Emission, edge_names
 from torchsmith.backends.tensorrt.library import builder, log, said

@@ -1,7 +1,7 @@
 """A TensorRT network computed layer by layer in PyTorch, on the CPU, by what TensorRT's documentation says of its layers.
 
 No GPU is asked for: the network definition alone is read. It shows that a network says what its graph means; how TensorRT's
-kernels round is not looked at. Where the documentation leaves a choice open, the module `layers` says which was taken.
+kernels round is not looked at. Where the documentation leaves a choice open, the modules with the layers say which was taken.
 """
 
 from __future__ import annotations
@@ -12,20 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.backends.tensorrt.layers import LAYERS, READS, Layer
+from tests.backends.tensorrt import images, shapes  # noqa: F401 - their layers are added
+from tests.backends.tensorrt.layers import DTYPES, LAYERS, READS, Layer
 from torchsmith.backends.tensorrt.library import trt
 
-DTYPES = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "FP8": torch.float8_e4m3fn,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-}
 # What TensorRT's Python samples call downcasting: a layer read from a network knows no more than what all layers have.
 CLASSES = {
     "ACTIVATION": "IActivationLayer",
@@ -143,8 +133,8 @@ def in_order(layers: list[Layer], known: Iterable[str]) -> list[Layer]:
 def run(layer: Layer, known: dict[str, Tensor]) -> None:
     """Add a layer's outputs to what is known."""
     given = [None if t is None else known[t.name] for t in layer.inputs]
-    if layer.kind not in READS:  # those read shapes and bits
-        given = [_wide(t) for t in given]
+    if layer.kind not in READS:
+        given = [None if t is None else _wide(t) for t in given]
     found = LAYERS[layer.kind](layer.raw, *given)
     results = found if isinstance(found, tuple) else (found,)
     for tensor, result in zip(layer.outputs, results, strict=True):
@@ -187,8 +177,8 @@ def run_loop(parts: list[Layer], body: list[Layer], known: dict[str, Tensor]) ->
         known[layer.outputs[0].name] = _checked(result, layer.outputs[0], where)
 
 
-def _wide(tensor: Tensor | None) -> Tensor | None:
-    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _checked(result: Tensor, tensor: Any, where: str = "an input") -> Tensor:

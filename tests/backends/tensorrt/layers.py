@@ -1,8 +1,7 @@
 """What each layer of TensorRT means, in PyTorch: functions of the layer, downcast, and its inputs.
 
 Where the documentation leaves something open: equal elements come out of a top-k with the lower index first (as ONNX says,
-whose operators TensorRT's parser makes of this layer); a resize finds positions by the lengths, also where scales are set;
-the cubic one repeats the border.
+whose operators TensorRT's parser makes into this layer).
 """
 
 from __future__ import annotations
@@ -16,10 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.backends.tensorrt.resampling import resized
 from torchsmith.backends.tensorrt.library import trt
 
 Result = Tensor | tuple[Tensor, ...]
+DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "FP8": torch.float8_e4m3fn,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+}
 LAYERS: dict[str, Callable[..., Any]] = {}
 # Layers that move elements about or look at their bits: they get 16-bit floats as such.
 READS = {"CAST", "IDENTITY", "SHUFFLE", "SLICE", "SHAPE", "GATHER", "SCATTER", "SELECT", "CONCATENATION", "SQUEEZE", "UNSQUEEZE"}
@@ -47,8 +56,6 @@ def layer(kind: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]
 
 
 def dtype_of(data_type: Any) -> torch.dtype:
-    from tests.backends.tensorrt.evaluate import DTYPES
-
     return DTYPES[data_type.name]
 
 
@@ -255,147 +262,16 @@ def normalization(raw: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     assert scale.dim() == shift.dim() == x.dim()
     if groups == 1:
         variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-        return (x - mean) * torch.rsqrt(variance + raw.epsilon) * scale + shift
+        normal: Tensor = (x - mean) * torch.rsqrt(variance + raw.epsilon)
+        return normal * scale + shift
     assert axes == list(range(2, x.dim())), f"{groups} groups with the axes {axes}"
-    by_group = x.unflatten(1, (groups, -1))
-    variance, mean = torch.var_mean(by_group, list(range(2, by_group.dim())), correction=0, keepdim=True)
-    found = ((by_group - mean) * torch.rsqrt(variance + raw.epsilon)).flatten(1, 2)
+    by_group = x.reshape(len(x), groups, -1)
+    variance, mean = torch.var_mean(by_group, [2], correction=0, keepdim=True)
+    found = ((by_group - mean) * torch.rsqrt(variance + raw.epsilon)).reshape(x.shape)
     if not getattr(raw, "is_v2", False):
         assert scale.shape[1] == groups
         scale, shift = (t.repeat_interleave(x.shape[1] // groups, 1) for t in (scale, shift))
     return found * scale + shift
-
-
-# ---- shapes -----------------------------------------------------------------------------------------------------------------
-
-
-@layer("SHAPE")
-def shape(raw: Any, x: Tensor) -> Tensor:
-    return torch.tensor(x.shape, dtype=torch.int64)
-
-
-@layer("SHUFFLE")
-def shuffle(raw: Any, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-    x = x.permute(tuple(raw.first_transpose)[: x.dim()])
-    wanted = _dims(raw.reshape_dims) if sizes is None else sizes.tolist()
-    if wanted is not None:
-        if raw.zero_is_placeholder:
-            wanted = [x.shape[axis] if n == 0 else n for axis, n in enumerate(wanted)]
-        x = x.reshape(wanted)
-    return x.permute(tuple(raw.second_transpose)[: x.dim()])
-
-
-def _dims(found: Any) -> list[int] | None:
-    """Dims that may not have been set."""
-    return None if found is None or len(found) < 0 else list(found)
-
-
-@layer("SQUEEZE")
-def squeeze(raw: Any, x: Tensor, axes: Tensor) -> Tensor:
-    assert all(x.shape[axis] == 1 for axis in axes.tolist())
-    return x.squeeze(tuple(axes.tolist()))
-
-
-@layer("UNSQUEEZE")
-def unsqueeze(raw: Any, x: Tensor, axes: Tensor) -> Tensor:
-    for axis in sorted(axes.tolist()):
-        x = x.unsqueeze(axis)
-    return x
-
-
-@layer("CONCATENATION")
-def concatenation(raw: Any, *parts: Tensor) -> Tensor:
-    assert len({t.dtype for t in parts}) == 1 and len({t.dim() for t in parts}) == 1
-    return torch.cat(parts, raw.axis)
-
-
-@layer("SLICE")
-def slice_(raw: Any, x: Tensor, *given: Tensor | None) -> Tensor:
-    start, size, stride, value, axes = (*given, *[None] * (5 - len(given)))
-    starts = list(raw.start) if start is None else start.tolist()
-    sizes = list(raw.shape) if size is None else size.tolist()
-    strides = list(raw.stride) if stride is None else stride.tolist()
-    which = axes.tolist() if axes is not None else _dims(raw.axes) or list(range(x.dim()))
-    assert len(starts) == len(sizes) == len(strides) == len(which), (
-        f"a slice of {tuple(x.shape)}: {starts} {sizes} {strides} {which}"
-    )
-    filled = torch.zeros((), dtype=x.dtype) if value is None else value.reshape(())
-    assert filled.dtype == x.dtype
-    for axis, first, count, step in zip(which, starts, sizes, strides, strict=True):
-        at = first + step * torch.arange(count)
-        length, outside = x.shape[axis], (at < 0) | (at >= x.shape[axis])
-        if raw.mode.name == "STRICT_BOUNDS":
-            assert not outside.any(), f"a slice of {tuple(x.shape)} along {axis}: {first}, {count} times, by {step}"
-        elif raw.mode.name == "WRAP":
-            at = at % length
-        elif raw.mode.name == "REFLECT":
-            period = max(2 * (length - 1), 1)
-            at = (length - 1) - ((at % period) - (length - 1)).abs()
-        else:
-            at = at.clamp(0, max(length - 1, 0))
-        x = x.index_select(axis, at) if length else x.new_empty((*x.shape[:axis], count, *x.shape[axis + 1 :]))
-        if raw.mode.name == "FILL":
-            x = torch.where(outside.reshape(-1, *[1] * (x.dim() - axis - 1)), filled, x)
-    return x
-
-
-@layer("PADDING")
-def padding(raw: Any, x: Tensor) -> Tensor:
-    (top, left), (bottom, right) = raw.pre_padding_nd, raw.post_padding_nd
-    return F.pad(x, (left, right, top, bottom))
-
-
-# ---- by index ---------------------------------------------------------------------------------------------------------------
-
-
-def _inside(index: Tensor, size: int) -> Tensor:
-    assert index.dtype in (torch.int32, torch.int64), f"an index of {index.dtype}"
-    assert not index.numel() or (int(index.min()) >= 0 and int(index.max()) < size), f"indices out of 0 … {size - 1}"
-    return index.long()
-
-
-@layer("GATHER")
-def gather(raw: Any, x: Tensor, index: Tensor) -> Tensor:
-    name, together = raw.mode.name, raw.num_elementwise_dims
-    if name == "ELEMENT":
-        return x.gather(raw.axis, _inside(index, x.shape[raw.axis]))
-    if name == "ND":
-        return _by_tuples(x, index, together)
-    if together == 0:
-        flat = x.index_select(raw.axis, _inside(index, x.shape[raw.axis]).reshape(-1))
-        return flat.reshape(*x.shape[: raw.axis], *index.shape, *x.shape[raw.axis + 1 :])
-    rows = [
-        r.index_select(raw.axis - 1, _inside(i, x.shape[raw.axis]).reshape(-1)).unflatten(raw.axis - 1, i.shape)
-        for r, i in zip(x, index, strict=True)
-    ]
-    return torch.stack(rows)
-
-
-def _by_tuples(x: Tensor, index: Tensor, together: int) -> Tensor:
-    if together:
-        return torch.stack([_by_tuples(a, i, together - 1) for a, i in zip(x, index, strict=True)])
-    return x[tuple(_inside(index[..., d], x.shape[d]) for d in range(index.shape[-1]))]
-
-
-@layer("SCATTER")
-def scatter(raw: Any, x: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """Which of several values for one place wins is not said, so that there are to be none (or equal ones)."""
-    assert x.dtype == values.dtype
-    if raw.mode.name == "ELEMENT":
-        where = _inside(index, x.shape[raw.axis])
-        found = x.scatter(raw.axis, where, values)
-        assert torch.equal(found.gather(raw.axis, where), values), "a scatter of several values to one place"
-        return found
-    places = tuple(_inside(index[..., d], x.shape[d]) for d in range(index.shape[-1]))
-    found = x.index_put(places, values)
-    assert torch.equal(found[places], values), "a scatter of several values to one place"
-    return found
-
-
-@layer("ONE_HOT")
-def one_hot(raw: Any, index: Tensor, values: Tensor, depth: Tensor) -> Tensor:
-    hot = F.one_hot(_inside(index, int(depth)), int(depth)).bool()
-    return torch.where(hot.movedim(-1, raw.axis), values[1], values[0])
 
 
 # ---- linear algebra ---------------------------------------------------------------------------------------------------------
@@ -455,101 +331,3 @@ def quantize(raw: Any, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> 
 def dequantize(raw: Any, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     assert zero is None or not zero.any(), "TensorRT quantizes symmetrically"
     return x.float() * _along(scale.float(), x, raw.axis)
-
-
-# ---- images -----------------------------------------------------------------------------------------------------------------
-
-
-def _sides(raw: Any, x: Tensor, window: Sequence[int]) -> tuple[list[int], list[int]]:
-    mode, stride = raw.padding_mode.name, list(raw.stride_nd)
-    if mode.startswith("EXPLICIT"):
-        return list(raw.pre_padding), list(raw.post_padding)
-    totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(x.shape[2:], stride, window, strict=True)]
-    less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
-    return (less, more) if mode == "SAME_UPPER" else (more, less)
-
-
-def _padded(x: Tensor, before: Sequence[int], after: Sequence[int], value: float = 0.0) -> Tensor:
-    return F.pad(x, [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair], value=value)
-
-
-@layer("CONVOLUTION")
-def convolution(raw: Any, x: Tensor, kernel: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    size, groups, dilation = list(raw.kernel_size_nd), raw.num_groups, list(raw.dilation_nd)
-    weight, added = _weights(raw, x, kernel, bias)
-    weight = weight.reshape(raw.num_output_maps, -1, *size)
-    before, after = _sides(raw, x, [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)])
-    return torch.convolution(
-        _padded(x, before, after), weight, added, list(raw.stride_nd), [0] * len(size), dilation, False, [0] * len(size), groups
-    )
-
-
-@layer("DECONVOLUTION")
-def deconvolution(raw: Any, x: Tensor, kernel: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """The whole of it, cut by the padding; a negative one adds zeros (and the bias)."""
-    size, rank = list(raw.kernel_size_nd), x.dim() - 2
-    assert raw.padding_mode.name == "EXPLICIT_ROUND_DOWN", f"a deconvolution with {raw.padding_mode}"
-    weight, added = _weights(raw, x, kernel, bias)
-    weight = weight.reshape(x.shape[1], -1, *size)
-    none = [0] * rank
-    found = torch.convolution(x, weight, None, list(raw.stride_nd), none, list(raw.dilation_nd), True, none, raw.num_groups)
-    cut = _padded(found, [-n for n in raw.pre_padding], [-n for n in raw.post_padding])
-    return cut if added is None else cut + added.reshape(-1, *[1] * rank)
-
-
-def _weights(raw: Any, x: Tensor, kernel: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Kernel and bias: inputs, or given as the layer was added. 16-bit ones are of x's type, which is wide here."""
-    weight, added = given_weights(raw.kernel) if kernel is None else kernel, given_weights(raw.bias) if bias is None else bias
-    assert weight is not None
-    declared = dtype_of(raw.get_input(0).dtype)
-    for tensor, given in ((weight, kernel), (added, bias)):
-        assert tensor is None or tensor.dtype == (declared if given is None else x.dtype), (
-            f"weights of {tensor.dtype}, x {declared}"
-        )
-    return weight.to(x.dtype), None if added is None else added.to(x.dtype)
-
-
-@layer("POOLING")
-def pooling(raw: Any, x: Tensor) -> Tensor:
-    window, stride = list(raw.window_size_nd), list(raw.stride_nd)
-    before, after = _sides(raw, x, window)
-    up = raw.padding_mode.name == "EXPLICIT_ROUND_UP"
-    # windows past the padded end, which rounding up asks for, see nothing there
-    more = [-(n + b + a - k) % s if up else 0 for n, b, a, k, s in zip(x.shape[2:], before, after, window, stride, strict=True)]
-    kind = raw.type.name
-    lowest = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
-    axes = list(range(x.dim(), x.dim() + len(window)))
-
-    def windows(t: Tensor) -> Tensor:
-        for axis, (k, s) in enumerate(zip(window, stride, strict=True)):
-            t = t.unfold(2 + axis, k, s)
-        return t
-
-    if kind == "MAX":
-        sides = [b + m for b, m in zip(after, more, strict=True)]
-        return windows(_padded(x, before, sides, lowest)).amax(axes)
-    assert kind == "AVERAGE" and x.is_floating_point(), f"{kind} pooling of {x.dtype}"
-    counted = torch.ones_like(x)
-    if not raw.average_count_excludes_padding:
-        counted = _padded(counted, before, after, 1.0)
-        sums = windows(_padded(_padded(x, before, after), [0] * len(more), more)).sum(axes)
-        return sums / windows(_padded(counted, [0] * len(more), more)).sum(axes)
-    sides = [b + m for b, m in zip(after, more, strict=True)]
-    return windows(_padded(x, before, sides)).sum(axes) / windows(_padded(counted, before, sides)).sum(axes)
-
-
-@layer("RESIZE")
-def resize(raw: Any, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-    if sizes is not None:
-        wanted = sizes.tolist()
-    else:
-        scales = list(raw.scales)
-        wanted = [int(n * s) for n, s in zip(x.shape, scales, strict=True)] if scales else list(raw.shape)
-    return resized(raw, x, wanted)
-
-
-@layer("GRID_SAMPLE")
-def grid_sample(raw: Any, x: Tensor, grid: Tensor) -> Tensor:
-    mode = {"NEAREST": "nearest", "LINEAR": "bilinear", "CUBIC": "bicubic"}[raw.interpolation_mode.name]
-    outside = {"CLAMP": "border", "FILL": "zeros", "REFLECT": "reflection"}[raw.sample_mode.name]
-    return F.grid_sample(x, grid, mode=mode, padding_mode=outside, align_corners=raw.align_corners)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.backends.cases import BF16, EIGHTHS, F16, F32, FLOATS, I64, Case, case, rand, whole
+from tests.backends.tensorrt.checks import check
 from torchsmith.backends.tensorrt.library import MISSING, installed
 from torchsmith.ops import binary, unary
 from torchsmith.ops.registry import load_all
 
 if installed() is None:
     pytest.skip(MISSING, allow_module_level=True)
-
-from tests.backends.tensorrt.checks import check
-
 load_all()
 NUMBERS = {
     "small": torch.tensor([1e-3, -1e-3, 3e-4, -2e-4, 7e-4]),
@@ -70,7 +70,7 @@ LARGE = rand(4, 8, 16, low=200, high=400)
 QKV = [rand(1, 2, 5, 16, low=low) for low in (-2.0, -1.0, 0.0)]
 DIAGONAL = torch.eye(5).bool()
 OFFSET = rand(2, 4, 6, 6) + 100
-POOL = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True}
+POOL: dict[str, Any] = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True}
 WIDE: list[Case] = [
     *(case("Reduce", LARGE, function=f, dims=(2,), keepdim=False) for f in ("mean", "l2", "max", "min", "sum", "l1")),
     case("Reduce", LARGE * 100, function="mean", dims=(1, 2), keepdim=True),

@@ -10,14 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchsmith.backends.tensorrt.library import MISSING, installed
+from tests.backends.tensorrt.evaluate import evaluate
+from tests.backends.tensorrt.layers import DTYPES
+from torchsmith.backends.tensorrt.library import MISSING, builder, installed, trt
 
 if installed() is None:
     pytest.skip(MISSING, allow_module_level=True)
-
-from tests.backends.tensorrt.evaluate import DTYPES, evaluate
-from torchsmith.backends.tensorrt.library import builder, trt
-
 TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -25,9 +23,8 @@ class Network:
     """A network under construction by hand: inputs come from tensors, which are also what it is evaluated with."""
 
     def __init__(self) -> None:
-        module = trt()
-        flags = getattr(module, "NetworkDefinitionCreationFlag", None)
-        self.to = builder().create_network(1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0)
+        flag = getattr(getattr(trt(), "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+        self.to = builder().create_network(0 if flag is None else 1 << int(flag))
         self.inputs: dict[str, Tensor] = {}
         self.kept: list[Tensor] = []
 

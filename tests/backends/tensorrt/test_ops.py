@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from tests.backends.cases import BF16, CASES, F32, FLOATS, Case
+from tests.backends.tensorrt.checks import check
 from torchsmith.backends.tensorrt.library import MISSING, installed
 from torchsmith.errors import Unsupported
 
 if installed() is None:
     pytest.skip(MISSING, allow_module_level=True)
-
-from tests.backends.tensorrt.checks import check
-
 # The inputs that models have as weights, by their numbers.
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "BatchNorm": (1, 2, 3, 4),

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import sympy
 import torch
 from torch import Tensor
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 from tests.backends.cases import F16, F32, I64, rand, whole
+from tests.backends.tensorrt.checks import check_graph
 from torchsmith.backends.tensorrt.library import MISSING, installed
 from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import Builder
-from torchsmith.ir.dim import Dim, FloorDiv, bind, symbol
+from torchsmith.ir.dim import Dim, bind, symbol
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.op import REGISTRY
 from torchsmith.ir.types import TensorType, type_of
@@ -24,9 +25,6 @@ from torchsmith.ops.registry import load_all
 
 if installed() is None:
     pytest.skip(MISSING, allow_module_level=True)
-
-from tests.backends.tensorrt.checks import check_graph
-
 load_all()
 N, M = symbol("n"), symbol("m")
 RANGES: dict[str, tuple[int, int | None]] = {"n": (1, 16), "m": (2, 32)}
@@ -123,7 +121,7 @@ CASES: list[Dynamic] = [
     dynamic("Arange", start=0, step=1, size=M, dtype=I64),
     dynamic("Arange", start=N, step=M, size=M + 1, dtype=I64),
     dynamic("Arange", start=0.5, step=0.25, size=N * M, dtype=F32),
-    *(dynamic("Size", size=size) for size in (N, 2 * M + 1, N * M, M**2, FloorDiv(M, 2), sympy.Mod(M, 2))),
+    *(dynamic("Size", size=size) for size in (N, 2 * M + 1, N * M, M**2, FloorDiv(M, 2), Mod(M, 2))),
     dynamic("Concat", X, floats(N, 2, 6), floats(N, N, 6), dim=1),
     dynamic("Concat", X, floats(2, M, 6), dim=0),
     dynamic("Expand", floats(N, 1, 6), shape=(2, N, M, 6)),

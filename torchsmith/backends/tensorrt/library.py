@@ -22,7 +22,9 @@ _LOG = logging.getLogger("torchsmith.tensorrt")
 
 def installed() -> str | None:
     """The module's name, or None; nothing is imported."""
-    return next((name for name in MODULES if importlib.util.find_spec(name) is not None), None)
+    specs = {name: importlib.util.find_spec(name) for name in MODULES}
+    # a mere folder of that name, as of TensorRT's sources, has a spec without an origin
+    return next((name for name, spec in specs.items() if spec is not None and spec.origin is not None), None)
 
 
 @functools.cache
@@ -94,4 +96,6 @@ def builder() -> Any:
 def said() -> str:
     """What TensorRT said last that was an error, as one line."""
     problems = log().problems()
-    return " ".join(problems[-1].split()) if problems else "it gave no reason"
+    # that there is no driver is said after many an error, and is seldom why
+    telling = [problem for problem in problems if "cudaError 35" not in problem] or problems
+    return " ".join(telling[-1].split()) if telling else "it gave no reason"
