@@ -24,6 +24,7 @@ class Encoder(nn.Module):
         self.first, self.second, self.third = (nn.LayerNorm(width) for _ in range(3))
         self.query, self.key, self.value, self.leave = (Layer(nn.Linear(width, width, bias=i != 1)) for i in range(4))
         self.up, self.down = Layer(nn.Linear(width, 2 * width)), Layer(nn.Linear(2 * width, width))
+        self.shares = nn.Parameter(torch.rand(width) + 0.5)  # moved from a layer's inputs to its weights, as calibration does
         self.table = None if rows is None else nn.Embedding(rows, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
         heads = [layer(q).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
         y = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         x = self.second(self.leave(signed(y, 0.02)) + x)
-        y = signed(F.gelu(self.up(signed(x, 0.03))), 0.02)
+        y = signed(F.gelu(self.up(signed(x * self.shares, 0.03))), 0.02)
         z: Tensor = self.third(self.down(y) + x)
         return z
 

@@ -73,17 +73,24 @@ def following(
 
 
 def beside(value: Value, users: Mapping[Value, Sequence[Node]], owned: set[Node], graph: Graph) -> list[Node]:
-    """What makes a value of another dtype for others, where the kernel that gives it can write both."""
-    found = [
-        user
-        for user in dict.fromkeys(users[value])
-        if user not in owned
-        and type(user.op).__name__ in ("Quantize", "Cast")
-        and is_pointwise(user)
-        and all(v in graph.constants for v in user.inputs[1:])
-    ]
+    """What makes a value of another dtype for others, by constants alone, where the kernel that gives it can write both."""
+    found = [chain for user in dict.fromkeys(users[value]) if (chain := _narrowing(value, user, users, owned, graph))]
     stays = value in graph.outputs or len(found) < len(set(users[value]))
-    return found if len(found) + stays <= OUTPUTS else []
+    return [node for chain in found for node in chain] if len(found) + stays <= OUTPUTS else []
+
+
+def _narrowing(value: Value, user: Node, users: Mapping[Value, Sequence[Node]], owned: set[Node], graph: Graph) -> list[Node]:
+    """A cast of the value, or what leads to a quantization; none where the user is anything else."""
+    chain, current, after = list[Node](), value, next_pointwise(value, [user], owned)
+    while after is not None and all(v is current or v in graph.constants for v in after.inputs):
+        chain.append(after)
+        current = after.outputs[0]
+        if type(after.op).__name__ == "Quantize" or (type(after.op).__name__ == "Cast" and len(chain) == 1):
+            return chain
+        if current in graph.outputs or len(chain) == MAX_REGION:
+            break
+        after = next_pointwise(current, users[current], owned)
+    return []
 
 
 def dequantizing(
