@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
@@ -22,6 +23,7 @@ from torchsmith.debug.progress import Progress
 from torchsmith.errors import BudgetExceeded, InvalidInput, InvalidOption
 from torchsmith.ptq import CacheCalibrator, DataLoaderCalibrator
 from torchsmith.quantize import post_training
+from torchsmith.quantize.abilities import ALL
 from torchsmith.quantize.budget import budget_of
 from torchsmith.quantize.budgeted import Budgeted
 from torchsmith.quantize.post_training import Quantized, no_calibrator, quantize
@@ -70,7 +72,8 @@ def chosen(
     """The model after the quantize stage."""
     road = Pipeline(model, batches()[0] if inputs is None else inputs).capture().lower()
     given = {"calibrator": batches() if data is None else data, "enabled_precisions": precisions, **options}
-    return quantize(road.lowered, Config.from_options(accuracy_budget=budget, **given).quantize, target, mixes)
+    abilities = dataclasses.replace(ALL, mixes_floats=mixes)
+    return quantize(road.lowered, Config.from_options(accuracy_budget=budget, **given).quantize, target, abilities)
 
 
 def layers(found: Quantized) -> dict[str, torch.dtype]:

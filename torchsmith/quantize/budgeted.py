@@ -38,13 +38,14 @@ Run = Callable[[Batch], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Model:
-    """What is quantized. calibration: None where int8 is not enabled. skip_layers: as the option has it."""
+    """What is quantized. calibration: None where int8 is not enabled. skip_layers: as the option has it. gated: as in `place`."""
 
     program: ExportedProgram
     placement: Placement
     calibration: Calibration | None
     skip_layers: frozenset[str]
     target: Target
+    gated: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,11 @@ class Budgeted:
         """The model with fake-quantize ops, and what computes in another float than the rest marked so."""
         program = copied(self.model.program)
         precisions = {node.name: dtype for node, dtype in self.precisions().items()}
-        layers = [layer for layer in place(program, self.model.skip_layers).layers if precisions.get(layer.node.name) == torch.int8]
+        layers = [
+            layer
+            for layer in place(program, self.model.skip_layers, gated=self.model.gated).layers
+            if precisions.get(layer.node.name) == torch.int8
+        ]
         for node in program.graph.nodes:
             dtype = precisions.get(node.name, torch.int8)
             if dtype not in (torch.int8, self.assignment.rest):

@@ -62,9 +62,7 @@ class Quantized:
         return replace(config, quantize=replace(config.quantize, enabled_precisions=left))
 
 
-def quantize(
-    lowered: Lowered, config: QuantizeConfig, target: Target | None = None, int8: Int8Abilities = ALL
-) -> Quantized:
+def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = None, int8: Int8Abilities = ALL) -> Quantized:
     """Insert fake-quantize ops, calibrated as the config says; a program that has them already passes through.
 
     Weights are symmetric, per output channel, from -127 to 127. Activations are symmetric and per tensor: from -128 to 127, or
@@ -109,7 +107,7 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
             "already; leave accuracy_budget and the calibrator out"
         )
     program = copied(lowered.program)
-    placement, calibration = place(program, config.skip_layers), None
+    placement, calibration = place(program, config.skip_layers, gated=int8.gated), None
     for layer in placement.layers:
         if (dtype := layer.node.meta["val"].dtype) != torch.float32:
             raise InvalidOption(
@@ -118,7 +116,7 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
             )
     if torch.int8 in config.enabled_precisions:
         calibration = int8.ranges(calibrate(program, placement, calibrator))
-    model = Model(program, placement, calibration, config.skip_layers, target)
+    model = Model(program, placement, calibration, config.skip_layers, target, int8.gated)
     floats = floats_of(config.enabled_precisions, target)
     found = Budgeted(model, calibrator.dataloader, Allowed(budget, calibration is not None, floats, int8.mixes_floats))
     return Quantized(found.program(), calibration, found)
