@@ -1,4 +1,7 @@
-"""Scaled dot-product attention."""
+"""Scaled dot-product attention.
+
+TensorRT's layer takes it where it can, with the precision that its kernels have; elsewhere scores and softmax are float32.
+"""
 
 from __future__ import annotations
 

@@ -49,6 +49,16 @@ def _greater(order: str, wins: int) -> Function:
     return of
 
 
+def _power(e: Emission, a: Any, b: Any) -> Any:
+    """A square or a cube is multiplied out, as PyTorch does, so that a negative number is sure to have one."""
+    known = e.known(1)
+    exponent = known.item() if known is not None and known.numel() == 1 and len(b.shape) <= len(a.shape) else None
+    if exponent not in (2, 3):
+        return e.binary("POW", a, b)
+    square = e.binary("PROD", a, a)
+    return square if exponent == 2 else e.binary("PROD", square, a)
+
+
 def _quotient(e: Emission, a: Any, b: Any) -> tuple[Any, Any]:
     """a / b rounded down, and the remainder, which has b's sign. NaN for an infinite a."""
     zero = like(e, 0, b)
@@ -129,7 +139,7 @@ DIRECT: dict[str, Function] = {
 }
 # In float32 where 16 bits are given.
 COMPOSED: dict[str, Function] = {
-    "pow": _layer("POW"),
+    "pow": _power,
     "div_floor": lambda e, a, b: _quotient(e, a, b)[0],
     "div_trunc": lambda e, a, b: truncated(e, e.binary("DIV", a, b)),
     "remainder": lambda e, a, b: _quotient(e, a, b)[1],

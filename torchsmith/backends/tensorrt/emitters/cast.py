@@ -1,4 +1,4 @@
-"""Casts. Integers that do not fit keep their lowest bits."""
+"""Casts. Integers that do not fit eight bits keep the lowest eight."""
 
 from __future__ import annotations
 

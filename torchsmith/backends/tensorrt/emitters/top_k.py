@@ -1,4 +1,7 @@
-"""The greatest or smallest elements. TensorRT does not say where NaN comes among them."""
+"""The greatest or smallest elements.
+
+Equal ones keep their order, as ONNX says of the operator that TensorRT has this layer for. TensorRT does not say where NaN comes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 
 from torchsmith.backends.tensorrt.emit import Emission, emitter
-from torchsmith.backends.tensorrt.emitters._pieces import at_least_two, dtype_of, mask_of
+from torchsmith.backends.tensorrt.emitters._pieces import at_least_two, like, mask_of
 from torchsmith.backends.tensorrt.library import trt
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, bind, symbols_in
@@ -20,22 +23,27 @@ LAST_DIMS = 4  # along one of which it sorts
 @emitter(TopK)
 def top_k(e: Emission, op: TopK, x: Any) -> Any:
     if (most := _most(e, op.k)) > GREATEST_K:
-        raise Unsupported(f"TensorRT sorts out at most {GREATEST_K} elements, and {op.k} may be {most}")
+        asked = str(op.k) if isinstance(op.k, int) else f"{op.k}, up to {most},"
+        raise Unsupported(f"TensorRT sorts out at most {GREATEST_K} elements, and {asked} are asked for")
     given = e.node.inputs[0].type
-    rows = at_least_two(e, e.to(x, torch.int32) if given.dtype in (torch.bool, torch.int8) else x)
-    dim = op.dim + len(rows.shape) - given.rank
-    if given.rank - op.dim > LAST_DIMS:
-        raise Unsupported(f"TensorRT sorts along the last {LAST_DIMS} dimensions, and {given} is to be along {op.dim}")
+    x = e.to(x, torch.int32) if given.dtype in (torch.bool, torch.int8) else x
+    order = [*(dim for dim in range(given.rank) if dim != op.dim), op.dim]
+    far = given.rank - op.dim > LAST_DIMS
+    rows = at_least_two(e, e.permuted(x, order) if far else x)
+    dim = len(rows.shape) - 1 if far else op.dim + len(rows.shape) - given.rank
     kinds = trt().TopKOperation
     count = op.k if isinstance(op.k, int) else 1
     layer = e.network.add_topk(rows, kinds.MAX if op.largest else kinds.MIN, count, mask_of([dim]))
     if layer is not None and not isinstance(op.k, int):
         layer.set_input(1, e.reshape_to(e.to(e.size(op.k), torch.int32), ()))
     values, indices = e.layer(layer), e.to(e.layer(layer, 1), torch.int64)
+    if far:
+        back = [order.index(dim) for dim in range(given.rank)]
+        values, indices = e.permuted(values, back), e.permuted(indices, back)
     if given.rank == 1:
-        values, indices = (e.shaped(y, (op.k,)) for y in (values, indices))
+        values, indices = e.shaped(values, (op.k,)), e.shaped(indices, (op.k,))
     if given.dtype == torch.bool:
-        return e.binary("GREATER", values, e.number(0, dtype_of(values), given.rank)), indices
+        return e.binary("GREATER", values, like(e, 0, values)), indices
     return e.to(values, given.dtype), indices
 
 
