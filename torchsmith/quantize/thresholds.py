@@ -17,6 +17,9 @@ from torchsmith.quantize.statistics import Statistics
 
 PERCENTILE = 0.9999  # of the numbers are within the threshold
 _CANDIDATES = 512  # thresholds that are tried for the least squared error
+# What saturates loses by one sign, so that errors add up in sums in which those of rounding cancel. With 1 MiniLM's sentences are
+# at a mean cosine of 0.972 from float32's, with 10 at 0.996; EfficientNet-Lite0's outputs are off by 3.8 % and 4.1 %.
+_SATURATION = 10.0
 
 
 class CalibrationAlgo(Enum):
@@ -24,7 +27,7 @@ class CalibrationAlgo(Enum):
 
     ENTROPY_CALIBRATION, ENTROPY_CALIBRATION_2: the least Kullback-Leibler divergence of the quantized distribution from the
     one seen. TensorRT's two differ in where its builder places them, not in the choice. LEGACY_CALIBRATION: the 99.99th
-    percentile. MINMAX_CALIBRATION: the greatest magnitude seen. MSE: the least mean squared error.
+    percentile. MINMAX_CALIBRATION: the greatest magnitude seen. MSE: the least mean squared error, where saturation counts tenfold.
     """
 
     ENTROPY_CALIBRATION = "entropy"
@@ -99,15 +102,16 @@ def mean_squared_error(statistics: Statistics, levels: int) -> float:
 
 
 def squared_errors(counts: Tensor, thresholds: Tensor, levels: int) -> Tensor:
-    """The sum of squared errors that each threshold makes, with every number in the middle of its bin.
+    """The sum of squared errors that each threshold makes, with every number in the middle of its bin; saturation counts tenfold.
 
     counts: (bins,). thresholds: (candidates,), in bin widths. Both float64, as is the result, (candidates,) in squared widths.
     """
     middles = torch.arange(len(counts), dtype=torch.float64) + 0.5
     middles[0] = 0.0  # where the zeros are
     steps = thresholds[:, None] / (levels - 1)
-    rounded = (middles / steps).round_().clamp_(max=levels - 1).mul_(steps)
-    return ((rounded - middles).square_() * counts).sum(1)
+    whole = (middles / steps).round_()
+    weights = torch.where(whole > levels - 1, _SATURATION * counts, counts)
+    return ((whole.clamp_(max=levels - 1).mul_(steps) - middles).square_() * weights).sum(1)
 
 
 def _used(counts: Tensor) -> Tensor:
