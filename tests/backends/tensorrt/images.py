@@ -42,9 +42,10 @@ def convolution(raw: Any, x: Tensor, kernel: Tensor | None = None, bias: Tensor 
 
 @layer("DECONVOLUTION")
 def deconvolution(raw: Any, x: Tensor, kernel: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """The whole of it, cut by the padding; a negative one adds zeros (and the bias)."""
+    """The whole of it, cut by the padding."""
     size, rank = list(raw.kernel_size_nd), x.dim() - 2
     assert raw.padding_mode.name == "EXPLICIT_ROUND_DOWN", f"a deconvolution with {raw.padding_mode}"
+    assert min(*raw.pre_padding, *raw.post_padding) >= 0, "TensorRT takes no negative padding"
     weight, added = _weights(raw, x, kernel, bias)
     weight = weight.reshape(x.shape[1], -1, *size)
     none = [0] * rank

@@ -66,11 +66,38 @@ def test_shifts(function: str) -> None:
         check(case("Binary", function=function).make(), a[:, None].to(dtype), torch.tensor([0, 1, 3, 7]).to(dtype), build=False)
 
 
+@pytest.mark.parametrize("function", ["add", "sub", "mul", "maximum", "minimum", "div_floor", "remainder"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_integers_of_eight_bits_wrap_around(function: str, dtype: torch.dtype) -> None:
+    given = torch.tensor([1, 3, 100, 127, 128, 200, 255]).to(dtype)
+    check(case("Binary", function=function).make(), given[:, None], given, build=False)
+
+
+@pytest.mark.parametrize("function", ["sum", "prod", "max", "min"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_integers_reduced(function: str, dtype: torch.dtype) -> None:
+    given = torch.tensor([[1, 3, 100], [127, 128, 200]]).to(dtype)
+    check(case("Reduce", function=function, dims=(1,), keepdim=False).make(), given, build=False)
+
+
+@pytest.mark.parametrize("function", ["eq", "ne", "lt", "le", "gt", "ge"])
+def test_comparisons_of_everything(function: str) -> None:
+    op = case("Compare", function=function).make()
+    for numbers in (NUMBERS["odd"], NUMBERS["middling"], torch.tensor([2**53, 2**53 + 1, -(2**40)]), torch.tensor([0, 200, 255])):
+        check(op, numbers[:, None], numbers, build=False)
+    check(op, *crossed(0, 100, 200, 255, dtype=torch.uint8), build=False)
+
+
 LARGE = rand(4, 8, 16, low=200, high=400)
 QKV = [rand(1, 2, 5, 16, low=low) for low in (-2.0, -1.0, 0.0)]
 DIAGONAL = torch.eye(5).bool()
 OFFSET = rand(2, 4, 6, 6) + 100
 POOL: dict[str, Any] = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": True}
+SIDES: list[dict[str, Any]] = [
+    {"stride": (3, 2), "padding": (0, 0), "output_padding": (2, 1)},
+    {"stride": (3, 2), "padding": (1, 0), "output_padding": (2, 0)},
+    {"stride": (1, 2), "padding": (2, 4), "output_padding": (0, 1)},
+]
 WIDE: list[Case] = [
     *(case("Reduce", LARGE, function=f, dims=(2,), keepdim=False) for f in ("mean", "l2", "max", "min", "sum", "l1")),
     case("Reduce", LARGE * 100, function="mean", dims=(1, 2), keepdim=True),
@@ -96,6 +123,7 @@ WIDE: list[Case] = [
     case("Attention", *(t * 20 for t in QKV), scale=1.0, causal=True),
     case("Attention", *QKV, DIAGONAL & (torch.arange(5) > 1)[:, None], scale=0.25, causal=False),
     case("Attention", *QKV, torch.zeros(5, 5).masked_fill(~DIAGONAL, -torch.inf), scale=1.0, causal=False),
+    *(case("ConvolutionTransposed", OFFSET, rand(4, 3, 3, 3), rand(3), dilation=(1, 2), groups=1, **sides) for sides in SIDES),
     case("Cumulative", rand(2, 300, low=0.5, high=1.5), function="sum", dim=1),
     case("Clamp", NUMBERS["odd"], low=-0.5, high=0.5),
     case("Cast", torch.tensor([2.7, -2.7, 0.5, -0.5, 0.0, 1e-3, 250.0]), dtype=torch.bool),

@@ -62,10 +62,14 @@ def pairs(cases: list[Case], dtypes: tuple[torch.dtype, ...] = FLOATS) -> list[A
     return found
 
 
+def refusal_of(case: Case, inputs: list[Tensor]) -> str | None:
+    named = [f"{case}-{str(t.dtype)[6:]}" for t in inputs[:1]]
+    return next((REFUSED[name] for name in (*named, str(case)) if name in REFUSED), None)
+
+
 def takes(case: Case, dtype: torch.dtype, constants: tuple[int, ...]) -> None:
     inputs = given(case, dtype)
-    named = [f"{case}-{str(t.dtype)[6:]}" for t in inputs[:1]]
-    reason = next((REFUSED[name] for name in (*named, str(case)) if name in REFUSED), None)
+    reason = refusal_of(case, inputs)
     if reason is None:
         check(case.make(), *inputs, constants=constants)
         return
