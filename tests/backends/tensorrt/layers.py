@@ -126,7 +126,7 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "SUB": torch.sub,
     "DIV": _divided,
     "POW": torch.pow,
-    "FLOOR_DIV": torch.floor_divide,
+    "FLOOR_DIV": lambda a, b: (a / b).floor() if a.is_floating_point() else torch.floor_divide(a, b),
     "AND": torch.logical_and,
     "OR": torch.logical_or,
     "XOR": torch.logical_xor,
