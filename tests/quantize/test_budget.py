@@ -295,6 +295,14 @@ def test_metrics_that_give_no_number_are_refused(net: nn.Module, value: Any, sen
         chosen(net, AccuracyBudget(lambda outputs, batch: value, 0.1), {F32, INT8})
 
 
+def test_a_metric_that_fails_is_told_by_the_batch(net: nn.Module) -> None:
+    def fails(outputs: Tensor, batch: Any) -> float:
+        return float(outputs[batch["label"]].mean())
+
+    with pytest.raises(InvalidOption, match=r"metric of accuracy_budget failed for calibration batch 0 and the unquantized.*Error"):
+        compiled(net, AccuracyBudget(fails, 0.1))
+
+
 def test_a_metric_that_is_no_number_for_a_quantized_model_only_is_lost(net: nn.Module) -> None:
     with torch.no_grad():
         exact = [net(x) for x in batches()]

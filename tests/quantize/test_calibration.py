@@ -195,7 +195,7 @@ def test_a_calibration_that_fails_leaves_the_cache_as_it_was(tmp_path: Path) -> 
         yield torch.randn(2, 6, 6, 6)
         raise RuntimeError("the disk is gone")
 
-    with pytest.raises(RuntimeError, match="the disk is gone"):
+    with pytest.raises(InvalidInput, match="reading calibration batch 1 failed: RuntimeError: the disk is gone"):
         quantized(Small(), DataLoaderCalibrator(data(), cache_file=file))
     assert file.read_text() == "what was there" and os.listdir(tmp_path) == ["calibration.json"]
 

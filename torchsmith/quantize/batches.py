@@ -63,7 +63,21 @@ def _items(data: Any) -> Iterable[Any]:
         return [data]
     if not isinstance(data, Iterable):
         raise InvalidInput(f"calibrator is a {type(data).__name__}; pass a DataLoader, a list of inputs or one of torchsmith.ptq")
-    return data
+    return _guarded(data)
+
+
+def _guarded(data: Iterable[Any]) -> Iterator[Any]:
+    """The items. Raises InvalidInput where reading one fails."""
+    items, number = iter(data), 0
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except Exception as error:  # the user's own code may raise anything; it becomes the cause of what is raised
+            raise InvalidInput(f"reading calibration batch {number} failed: {type(error).__name__}: {error}") from error
+        yield item
+        number += 1
 
 
 def _check_finite(values: list[Any], place: str) -> None:

@@ -197,19 +197,21 @@ def scored(
 ) -> float:
     """The metric of a batch. outputs: of its calls, flat. of: whose they are. Raises InvalidOption where it gives no number."""
     whole = [_joined(calls, list(parts)) for parts in zip(*outputs, strict=True)]
-    with torch.no_grad():
-        value = budget.metric(pytree.tree_unflatten(whole, spec), calls[0].item)
-    value = value.item() if hasattr(value, "item") and getattr(value, "size", None) is not None and _count(value) == 1 else value
+    try:
+        with torch.no_grad():
+            value = budget.metric(pytree.tree_unflatten(whole, spec), calls[0].item)
+    except Exception as error:  # the user's own code may raise anything; it becomes the cause of what is raised
+        raise InvalidOption(
+            f"the metric of accuracy_budget failed for calibration batch {calls[0].number} and {of}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not isinstance(value, numbers.Real):
         raise InvalidOption(
             f"the metric of accuracy_budget gave {_described(value)} for calibration batch {calls[0].number} and {of}; "
             "it must give a number, such as the share of right answers"
         )
     return float(value)
-
-
-def _count(value: Any) -> int:
-    return int(value.numel() if isinstance(value, Tensor) else value.size)
 
 
 def _described(value: Any) -> str:
