@@ -42,7 +42,7 @@ def check(
     """Emit the op alone, evaluate it, compare it with its reference in float64, and build it.
 
     constants: the numbers of the inputs that the graph knows, as it does weights. shapes: for each input, or for the first
-    ones, its shape with symbols (or their names) as sizes, or None; other inputs' sizes are numbers. more: further inputs, of
+    ones, its shape with symbols (or their names) as sizes, or None; other inputs' sizes are numbers. more: all inputs again, of
     other sizes. ranges: of the symbols; 1 to 64 where not said. Raises Unsupported where the op is refused, and AssertionError.
     """
     check_graph(graph_of(op, inputs, constants, shapes, ranges), *(_moving(v, constants) for v in (inputs, *more)), build=build)
