@@ -16,8 +16,10 @@ from torch import nn
 from torchsmith.bench import files, gpu
 from torchsmith.bench.gpu import GpuOptions, compare_on_gpu, failures, main, run_on_gpu
 from torchsmith.bench.gpu_sides import GPU_BUILDERS, convolutional, eager, half_precision
+from torchsmith.bench.gpu_report import best_peer
+from torchsmith.bench.measure import Stats
 from torchsmith.bench.models import Inputs, load
-from torchsmith.bench.report import Report
+from torchsmith.bench.report import Report, Row
 from torchsmith.bench.sides import Builder, Built
 from torchsmith.bench.station import Lost, Remote, Station, Task
 from torchsmith.errors import InvalidOption
@@ -93,6 +95,17 @@ def test_int8_beside_half_precision(tmp_path: Path, capfd: pytest.CaptureFixture
     )  # fmt: skip
     assert ours["error"] < rounded["error"] <= rounded["tolerance"] == gpu.INT8_TOLERANCE and rounded["stream_ms"] > 0
     assert rounded["note"].endswith("calibrated with 4 items")
+
+
+def test_int8_is_no_peer_of_our_own() -> None:
+    row = Row("net", 1, "f16", "torchsmith", stream=Stats.of([2.0]))
+    rows = (
+        row,
+        dataclasses.replace(row, side="torchsmith-int8", stream=Stats.of([1.0])),
+        dataclasses.replace(row, side="inductor"),
+    )
+    best = best_peer(dataclasses.replace(compared(eager), rows=rows), row)
+    assert best is not None and best.side == "inductor"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

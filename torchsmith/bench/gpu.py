@@ -21,11 +21,11 @@ import torch
 
 from torchsmith.bench.check import COARSE_TOLERANCE, passes
 from torchsmith.bench.files import read, write
-from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, GPU_SIDES, INT8_SIDE
+from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, GPU_SIDES
 from torchsmith.bench.machine import Machine, this_machine
 from torchsmith.bench.measure import FEWEST_ROUNDS, Stats, burst_calls
 from torchsmith.bench.report import Report, Row, merge
-from torchsmith.bench.sides import BASELINE, SUBJECT
+from torchsmith.bench.sides import BASELINE, INT8_SIDE, SUBJECT
 from torchsmith.bench.station import Lost, Outcome, Remote, Station, Task
 from torchsmith.errors import InvalidOption, TorchsmithError
 
@@ -190,6 +190,7 @@ def run_on_gpu(options: GpuOptions, out: Path | None = None, processes: bool = T
     What an earlier run of the day left in that file stays, but for the cases that are measured again.
     Raises InvalidOption for a name that is not known, and where there is no GPU.
     """
+    options = options.with_int8()
     if unknown := [side for side in options.sides if side not in GPU_BUILDERS]:
         raise InvalidOption(f"bench has no side {unknown[0]!r} on a GPU; it has {', '.join(GPU_BUILDERS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         factor=given.factor,
         device=given.device,
         compile=json.loads(given.compile),
-    ).with_int8()
+    )
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
     try:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchsmith.bench.models import Inputs
-from torchsmith.bench.sides import BASELINE, PRECISIONS, SUBJECT, Builder, Built, cast, torchscript
+from torchsmith.bench.sides import BASELINE, INT8_SIDE, PRECISIONS, SUBJECT, Builder, Built, cast, torchscript
 
-INT8_SIDE = "torchsmith-int8"  # our own once more, calibrated
 BESIDE_INT8 = "f16"  # what layers that are not int8 compute in
 WARM_UP_CALLS = 3  # before a graph is captured: libraries choose their algorithms and allocate
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchsmith.bench.models import Inputs
 
 SUBJECT = "torchsmith"
+INT8_SIDE = "torchsmith-int8"  # the same, calibrated, beside it in one run
 BASELINE = "eager"
 
 PRECISIONS: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from torchsmith.bench.check import outputs_of, reference, worst_error
-from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, INT8_SIDE, eager
+from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, eager
 from torchsmith.bench.models import Inputs, Model, load
-from torchsmith.bench.sides import SUBJECT, Builder, Built, first_line, forget_compiled
+from torchsmith.bench.sides import INT8_SIDE, SUBJECT, Builder, Built, first_line, forget_compiled
 
 CHECK_SEEDS = (0, 1)
 CALIBRATION_SEED = 1000  # the first of those; far from the ones above

@@ -94,9 +94,10 @@ def on_gpu(
     from torchsmith.bench.gpu import GpuOptions, failures, run_on_gpu
     from torchsmith.bench.gpu_sides import GPU_BUILDERS
 
-    if precisions not in (["f16"], ["bf16"]):
+    if precisions not in (["f16"], ["bf16"], ["int8"]):
         raise InvalidOption(
-            f"--precision {','.join(precisions)}: on a GPU all sides run in f16 or in bf16, and eager in f32 besides"
+            f"--precision {','.join(precisions)}: on a GPU all sides run in f16 or in bf16, and eager in f32 besides; int8 "
+            "adds our own in int8 to f16"
         )
     sides = tuple(name for name in GPU_BUILDERS if name in (*peers, "torchsmith"))
     unknown = tuple(name for name in peers if name not in GPU_BUILDERS)
