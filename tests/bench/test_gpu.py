@@ -15,8 +15,8 @@ from torch import nn
 
 from torchsmith.bench import files, gpu
 from torchsmith.bench.gpu import GpuOptions, compare_on_gpu, failures, main, run_on_gpu
-from torchsmith.bench.gpu_sides import GPU_BUILDERS, convolutional, eager, half_precision
 from torchsmith.bench.gpu_report import best_peer
+from torchsmith.bench.gpu_sides import GPU_BUILDERS, convolutional, eager, half_precision
 from torchsmith.bench.measure import Stats
 from torchsmith.bench.models import Inputs, load
 from torchsmith.bench.report import Report, Row
