@@ -13,10 +13,12 @@ from torchsmith.ir.interpret import interpret
 from torchsmith.ir.op import REGISTRY
 from torchsmith.ir.types import TensorType
 from torchsmith.ir.verify import verify
+from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.quantize import Dequantize, Quantize
 from torchsmith.ops.registry import load_all
+from torchsmith.ops.unary import Unary
 from torchsmith.quantize import precision
 from torchsmith.quantize.policy import FOLLOWING, ROLES
 from torchsmith.quantize.precision import choose_precision, reduce_precision
@@ -141,3 +143,21 @@ def test_pairs_take_what_reaches_them_keep_their_scales_and_give_the_reduced_dty
     inputs = [rand(2, 4), rand(4, 4), rand(3, 4), rand(2, 4)]
     for given, wanted in zip(interpret(reduced, inputs), interpret(graph, inputs), strict=True):
         assert relative_error(given, wanted) < 2e-2
+
+
+def test_matrix_work_may_say_its_own_precision_and_what_follows_two_kinds_is_float32() -> None:
+    with Builder() as b:
+        x, y = (b.input(TensorType((2, 4), F32)) for _ in range(2))
+        weights = [b.constant(rand(4, 4)) for _ in range(3)]
+        with b.at("kept", precision=F32):
+            first = Linear()(x, weights[0])
+        with b.at("other", precision=BF16):
+            second = Linear()(y, weights[1])
+        third = Linear()(first, weights[2])
+        graph = b.finish([Binary("add")(second, third), Unary("relu")(first), Unary("relu")(third)])
+    reduced = reduce_precision(graph, F16)
+    verify(reduced, "quantize")
+    linears = [n.outputs[0].type.dtype for n in reduced.nodes if isinstance(n.op, Linear)]
+    follow = [n.outputs[0].type.dtype for n in reduced.nodes if isinstance(n.op, (Binary, Unary))]
+    assert sorted(map(str, linears)) == sorted(map(str, [F32, BF16, F16])) and follow == [F32, F32, F16]
+    assert reduce_precision(b.finish([first]), F32).nodes[0].op == Linear()
