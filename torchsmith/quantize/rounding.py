@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _DAMPING = 0.01  # of the mean second moment, added to each: inputs that were not seen to vary may
-# Of the moments of two different inputs, this share of K / (K + rows) is not believed: few rows make them look related that are not.
+# Of the moments of two inputs, this share of K / (K + rows) is not believed: few rows make unrelated ones look related.
 _DOUBT = 0.3
 _BLOCK = 64  # columns whose errors are taken over by those behind them at once
 

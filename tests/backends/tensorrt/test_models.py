@@ -120,6 +120,21 @@ def test_int8(name: str, graphs: list[Graph]) -> None:
     assert given <= 0.02 and given <= 1.3 * error(interpret(graph, args), wanted)
 
 
+def test_int8_in_one_dimension(graphs: list[Graph]) -> None:
+    """Kernels get their second dimension before they are dequantized."""
+    model = nn.Sequential(nn.Conv1d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv1d(32, 32, 3, groups=2), nn.ReLU()).eval()
+    x = torch.randn(2, 16, 40)
+    engine = engine_of(model, inputs=[x], enabled_precisions={F32, torch.int8}, calibrator=[x], min_block_size=1)
+    (graph,) = graphs
+    emission = Emission(graph)
+    network = emission.emit_all()
+    layers = {network.get_layer(i).name: network.get_layer(i) for i in range(network.num_layers)}
+    kernels = [layer.get_input(1) for layer in layers.values() if layer.type.name == "CONVOLUTION"]
+    made = {layer.get_output(0).name: layer.type.name for layer in layers.values()}
+    assert [made[kernel.name] for kernel in kernels] == ["DEQUANTIZE"] * 2 and engine.plan.numel()
+    torch.testing.assert_close(computed(graph, [x]), interpret(graph, [x]), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_one_engine_for_every_batch_of_efficientnet(graphs: list[Graph]) -> None:
     model, _, _ = timm_model("efficientnet_b0")

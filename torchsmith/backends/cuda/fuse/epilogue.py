@@ -10,6 +10,7 @@ from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Graph, Node, Value
 
 MAX_NODES = 16
+LOADS = frozenset({"norm", "softmax", "reduce"})
 OUTPUTS = 2  # of what follows a norm
 MAX_REGION = 6  # between a value that is used twice and where its uses meet again
 SCALED = frozenset({"Quantize", "Dequantize"})
@@ -37,7 +38,9 @@ def epilogue(graph: Graph) -> Graph:
                 break
             members += region
             current = region[-1].outputs[0]
-        if kind == "norm" and current is not None:
+        if len(members) > 1 and is_left_to_load(members[-1], users, outputs):
+            members.pop()
+        elif kind == "norm" and current is not None:
             members += beside(current, users, owned, graph)
         if kind == "depthwise" and (before := dequantized(node.inputs[0], graph, producers, users)) is not None:
             members.append(before)
@@ -70,6 +73,14 @@ def following(
         if all(user in region for v in inside[:-1] for user in users[v]):
             return region
     return []
+
+
+def is_left_to_load(node: Node, users: Mapping[Value, Sequence[Node]], outputs: set[Value]) -> bool:
+    """Whether a node makes floats of integers for one user, whose kernel does so as it loads them (see `norm.py`)."""
+    if type(node.op).__name__ != "Dequantize" or outputs.intersection(node.outputs):
+        return False
+    after = users[node.outputs[0]]
+    return len(after) == 1 and kind_of(after[0]) in LOADS and after[0].inputs[0] is node.outputs[0]
 
 
 def beside(value: Value, users: Mapping[Value, Sequence[Node]], owned: set[Node], graph: Graph) -> list[Node]:

@@ -14,6 +14,7 @@ from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Shape
 from torchsmith.ops._spatial import Ints
 from torchsmith.ops.convolution import Convolution, ConvolutionTransposed
+from torchsmith.ops.quantize import Dequantize
 
 
 @emitter(Convolution)
@@ -67,7 +68,7 @@ def _added(e: Emission, add: Any, x: Any, weight: Any, bias: Any, kernel: Ints) 
     """The layer. Weights that are not its own are inputs, as those of int8 layers are."""
     if len(kernel) == 1:
         x = e.shaped(x, _planar_shape(e.node.inputs[0].type.shape))
-        weight = weight if isinstance(weight, Tensor) else e.reshape_to(weight, _planar_shape(tuple(weight.shape)))
+        weight = weight if isinstance(weight, Tensor) else _planar_weight(e, weight)
     owned = (e.weights(given if isinstance(given, Tensor) else None) for given in (weight, bias))
     layer = add(x, e.node.outputs[0].type.shape[1], _planar(kernel, 1), *owned)
     if layer is None:
@@ -76,6 +77,20 @@ def _added(e: Emission, add: Any, x: Any, weight: Any, bias: Any, kernel: Ints) 
         if given is not None and not isinstance(given, Tensor):
             layer.set_input(number, given)
     return layer
+
+
+def _planar_weight(e: Emission, weight: Any) -> Any:
+    """(K, C, 1, k). Integers that are known are dequantized in that shape: int8 layers want nothing in between."""
+    value = e.node.inputs[1]
+    maker = next((node for node in e.graph.nodes if value in node.outputs), None)
+    known = e.graph.constants.get(maker.inputs[0]) if maker is not None else None
+    shape = _planar_shape(tuple(weight.shape))
+    if maker is None or known is None or not isinstance(maker.op, Dequantize) or known.dtype != torch.int8 or len(maker.inputs) > 2:
+        return e.reshape_to(weight, shape)
+    layer = e.network.add_dequantize(e.constant(known.reshape(shape)), e.tensors[maker.inputs[1]], weight.dtype)
+    if layer is not None and maker.op.axis is not None:
+        layer.axis = maker.op.axis
+    return e.layer(layer)
 
 
 def _dilated(e: Emission, weight: Any, dilation: Ints, dtype: torch.dtype) -> tuple[Any, Ints]:
