@@ -64,7 +64,7 @@ class BuildConfig:
     performance_hint: str = option("latency", "what an engine is scheduled for", choices=("latency", "throughput"))
     num_threads: int = option(0, "CPU threads an engine may use; 0: as many as PyTorch does")
     tune: bool = option(True, "time the ways to run each layer on this GPU, and take the fastest; else take best guesses")
-    timing_cache: str | None = option(
+    timing_cache_path: str | None = option(
         None, "file of measured times, shared between builds; the default is in this user's cache folder, and '' is none"
     )
     disable_tf32: bool = option(False, "multiply float32 in full on GPUs, also where PyTorch's switches allow TF32")
@@ -143,9 +143,9 @@ def _read(f: dataclasses.Field[Any], value: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(path, str) for path in value):
             raise InvalidOption(f"skip_layers={value!r}; it takes a set of module paths, such as 'layer1.0.conv1', or patterns")
         return frozenset(value)
-    if f.name == "timing_cache":
+    if f.name == "timing_cache_path":
         if value is not None and not isinstance(value, (str, os.PathLike)):
-            raise InvalidOption(f"timing_cache={value!r}; it takes a file's path, or '' for none")
+            raise InvalidOption(f"timing_cache_path={value!r}; it takes a file's path, or '' for none")
         return None if value is None else os.fspath(value)
     if f.name in ("optimization_level", "max_aux_streams"):
         most = 5 if f.name == "optimization_level" else None

@@ -66,9 +66,12 @@ def test_a_kernel_that_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_options_of_tuning() -> None:
-    config = Config.from_options(tune=False, timing_cache=Path("somewhere"), tactics_per_node=3, compile_workers=2).build
-    assert dataclasses.replace(BuildConfig(), tune=False, timing_cache="somewhere", tactics_per_node=3, compile_workers=2) == config
-    assert Config.from_options(timing_cache=None).build.timing_cache is None
-    for wrong in ({"timing_cache": 3}, {"tune": "yes"}, {"tactics_per_node": -1}):
+    config = Config.from_options(tune=False, timing_cache_path=Path("somewhere"), tactics_per_node=3, compile_workers=2).build
+    assert (
+        dataclasses.replace(BuildConfig(), tune=False, timing_cache_path="somewhere", tactics_per_node=3, compile_workers=2)
+        == config
+    )
+    assert Config.from_options(timing_cache_path=None).build.timing_cache_path is None
+    for wrong in ({"timing_cache_path": 3}, {"tune": "yes"}, {"tactics_per_node": -1}):
         with pytest.raises(InvalidOption, match=next(iter(wrong))):
             Config.from_options(**wrong)

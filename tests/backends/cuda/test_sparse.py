@@ -326,7 +326,7 @@ def engine_of(module: nn.Module, x: Tensor, file: Path, sparse_us: float, dense_
         for tactic in problem.tactics:
             time = sparse_us if tactic is not None and tactic.template == "sparse" else dense_us
             cache.put(problem.signature, tactic, Timing(time, 1e-4))
-    return build.build_engine(graph, SM_90, BuildConfig(timing_cache=str(file)))
+    return build.build_engine(graph, SM_90, BuildConfig(timing_cache_path=str(file)))
 
 
 @pytest.mark.usefixtures("with_cusparselt")

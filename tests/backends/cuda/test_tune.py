@@ -24,7 +24,7 @@ from torchsmith.ir.graph import Graph
 from torchsmith.target import Target
 
 HERE = Target("cuda", "sm_90", (), "a GPU")
-NONE = BuildConfig(timing_cache="")
+NONE = BuildConfig(timing_cache_path="")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_kernels_that_candidates_share_are_compiled_once(timer: FakeTimer, compi
 
 
 def test_a_second_build_times_nothing(timer: FakeTimer, compiler: FakeCompiler, tmp_path: Path) -> None:
-    config = BuildConfig(timing_cache=str(tmp_path / "t"))
+    config = BuildConfig(timing_cache_path=str(tmp_path / "t"))
     timer.cost = lambda candidate: float(hash(str(candidate.tactic)) % 1000)
     (first,) = choose(layers(), config)
     times, kernels = len(timer.timed), len(compiler.asked)
@@ -81,7 +81,7 @@ def test_a_second_build_times_nothing(timer: FakeTimer, compiler: FakeCompiler, 
 
 
 def test_the_number_of_tactics_is_an_option(timer: FakeTimer) -> None:
-    choose(layers(), BuildConfig(timing_cache="", tactics_per_node=2))
+    choose(layers(), BuildConfig(timing_cache_path="", tactics_per_node=2))
     per_template: dict[str, int] = {}
     for candidate in timer.timed:
         assert candidate.tactic is not None
@@ -93,7 +93,7 @@ def test_what_does_not_compile_is_left_out(timer: FakeTimer, compiler: FakeCompi
     found = candidates(layers())
     refused = dict.fromkeys(itertools.islice((k.key() for k in kernels_of(found[:1])), 1))
     compiler.answer = lambda kernel: "too much shared memory" if kernel.key() in refused else FakeCompiler().answer(kernel)
-    config = BuildConfig(timing_cache=str(tmp_path / "t"))
+    config = BuildConfig(timing_cache_path=str(tmp_path / "t"))
     for _ in range(2):
         (choice,) = choose(layers(), config)
         assert choice.chosen[0].tactic == found[1]
@@ -112,7 +112,7 @@ def kernels_of(found: list[tactics.Tactic]) -> Iterator[Any]:
 def test_wrong_results_are_never_chosen_and_said_aloud(timer: FakeTimer, tmp_path: Path) -> None:
     found = candidates(layers())
     timer.accuracy = lambda c: Accuracy(0.5, "off by 0.5" if c.tactic == found[0] else None)
-    config = BuildConfig(timing_cache=str(tmp_path / "t"))
+    config = BuildConfig(timing_cache_path=str(tmp_path / "t"))
     with pytest.warns(UserWarning, match="bug of ours.*off by 0.5"):
         (choice,) = choose(layers(), config)
     assert choice.chosen[0].tactic == found[1]
@@ -125,7 +125,7 @@ def test_a_kernel_that_is_wrong_is_said_aloud_and_tried_again_in_the_next_build(
 ) -> None:
     (broken, *_) = kernels_of(candidates(layers())[:1])
     compiler.answer = lambda k: Broken("no such name") if k.key() == broken.key() else FakeCompiler().answer(k)
-    config = BuildConfig(timing_cache=str(tmp_path / "t"))
+    config = BuildConfig(timing_cache_path=str(tmp_path / "t"))
     for _ in range(2):
         with pytest.warns(UserWarning, match="no such name"):
             choose(layers(), config)
@@ -139,7 +139,7 @@ def test_where_nothing_works_the_op_runs_in_pytorch(timer: FakeTimer) -> None:
 
 def test_too_little_memory_for_timing_is_not_remembered(timer: FakeTimer, tmp_path: Path) -> None:
     timer.cost = lambda candidate: OutOfMemory("there is no memory to time it")
-    config = BuildConfig(timing_cache=str(tmp_path / "t"))
+    config = BuildConfig(timing_cache_path=str(tmp_path / "t"))
     (choice,) = choose(layers(), config)
     assert choice.chosen[0].tactic == candidates(layers())[0] and choice.chosen[0].microseconds is None
     assert not (tmp_path / "t").exists()
@@ -150,7 +150,7 @@ def test_what_broke_the_gpu_is_remembered(timer: FakeTimer, tmp_path: Path) -> N
         raise BuildError("an illegal access broke the GPU's context")
 
     timer.cost = lost
-    config = BuildConfig(timing_cache=str(tmp_path / "t"))
+    config = BuildConfig(timing_cache_path=str(tmp_path / "t"))
     with pytest.raises(BuildError, match="illegal access"):
         choose(layers(), config)
     timer.cost = lambda candidate: 1.0
@@ -215,7 +215,7 @@ def test_without_a_gpu_the_best_guess_that_compiles_is_taken(compiler: FakeCompi
 def test_without_a_gpu_the_cache_chooses(timer: FakeTimer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = candidates(layers())
     timer.cost = lambda candidate: 1.0 if candidate.tactic == found[1] else 2.0
-    config = BuildConfig(timing_cache=str(tmp_path / "t"))
+    config = BuildConfig(timing_cache_path=str(tmp_path / "t"))
     choose(layers(), config)
     monkeypatch.setattr(tune, "device_timer", lambda target: None)
     graph = fuse(layers())
@@ -223,7 +223,7 @@ def test_without_a_gpu_the_cache_chooses(timer: FakeTimer, tmp_path: Path, monke
     (choice,) = tune.choose(graph, views, packed, Target("cuda", "sm_90"), config)
     assert [c.tactic for c in choice.chosen] == [found[1]] * 2
     (guessed,) = tune.choose(
-        graph, views, packed, Target("cuda", "sm_90"), BuildConfig(tune=False, timing_cache=str(tmp_path / "t"))
+        graph, views, packed, Target("cuda", "sm_90"), BuildConfig(tune=False, timing_cache_path=str(tmp_path / "t"))
     )
     assert guessed.chosen[0].tactic == found[0], "an untuned build does not look"
 
@@ -297,7 +297,7 @@ def test_no_gpu_gives_no_timer() -> None:
 def test_an_untuned_build_guesses_once_for_the_middle() -> None:
     graph = fuse(layers(rows="s0"))
     search = tune.Search(*placed(graph), 1)
-    (choice,) = choose(layers(rows="s0"), BuildConfig(tune=False, timing_cache=""))
+    (choice,) = choose(layers(rows="s0"), BuildConfig(tune=False, timing_cache_path=""))
     assert choice.at == {}
     assert choice.chosen[0].tactic == search.problem(graph.nodes[0], {"s0": 8}).tactics[0]
 

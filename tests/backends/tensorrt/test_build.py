@@ -94,9 +94,9 @@ def test_a_size_without_a_limit() -> None:
 @pytest.mark.skipif(library.is_rtx(), reason="TensorRT-RTX times nothing when it builds")
 def test_timings_are_kept_and_used(tmp_path: Path) -> None:
     file = tmp_path / "new" / "timings"
-    built(copy(4), timing_cache=str(file))
+    built(copy(4), timing_cache_path=str(file))
     first = file.read_bytes()
-    built(copy(5), timing_cache=str(file))
+    built(copy(5), timing_cache_path=str(file))
     assert first and file.read_bytes() and [p.name for p in file.parent.iterdir()] == ["timings"]
 
 

@@ -89,7 +89,7 @@ class TimingCache:
 
 
 def open_cache(target: Target, option: str | None) -> TimingCache:
-    """By the option `timing_cache`: None for this user's own file, "" for none."""
+    """By the option `timing_cache_path`: None for this user's own file, "" for none."""
     if option is None:
         return TimingCache(target, cache_folder() / "timings" / f"{target.arch}.jsonl")
     return TimingCache(target, Path(option) if option else None)

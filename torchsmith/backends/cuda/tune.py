@@ -87,7 +87,7 @@ def choose(graph: Graph, views: dict[Value, View], packed: Packed, target: Targe
     sizes = points(graph) if config.tune else points(graph)[:1]
     cold = sum(t.nbytes for t in graph.constants.values()) > COLD_BYTES
     timer = device_timer(target) if config.tune else None
-    cache = open_cache(target, config.timing_cache if config.tune else "")
+    cache = open_cache(target, config.timing_cache_path if config.tune else "")
     search = Search(views, packed, config.tactics_per_node, cold, cache.get if timer else cache.nearest)
     with progress_of("tuning" if timer else "compiling kernels") as progress:
         judge = Guesser(search, arch, workers, progress) if timer is None else Tuner(search, arch, workers, timer, cache, progress)

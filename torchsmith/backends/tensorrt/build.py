@@ -83,7 +83,7 @@ def configured(config: BuildConfig) -> Iterator[Any]:
     if config.disable_tf32:
         settings.clear_flag(module.BuilderFlag.TF32)
     # TensorRT-RTX compiles on the user's machine and times nothing here
-    file = Path(config.timing_cache) if config.timing_cache and not is_rtx() else None
+    file = Path(config.timing_cache_path) if config.timing_cache_path and not is_rtx() else None
     if file is not None:
         cache = settings.create_timing_cache(file.read_bytes() if file.exists() else b"")
         settings.set_timing_cache(cache, ignore_mismatch=False)

@@ -77,7 +77,7 @@ def test_it_can_be_ruled_out() -> None:
 def test_tuning_accepts_kernels_that_round(recwarn: pytest.WarningsRecorder) -> None:
     model, x = made(Net), pictures()
     allow(True)
-    options: dict[str, Any] = {"enabled_precisions": {FLOAT}, "timing_cache": "", "require_full_compilation": True}
+    options: dict[str, Any] = {"enabled_precisions": {FLOAT}, "timing_cache_path": "", "require_full_compilation": True}
     module = torchsmith.compile(model, inputs=[x], **options)
     assert not [w for w in recwarn if "bug of ours" in str(w.message)]
     wanted = double(model, x)

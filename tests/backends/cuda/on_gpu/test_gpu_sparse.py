@@ -263,7 +263,7 @@ def test_they_compete_with_dense_tactics(tmp_path: Path) -> None:
         model,
         inputs=[images(16)],
         enabled_precisions={HALF},
-        timing_cache=str(tmp_path / "timings.jsonl"),
+        timing_cache_path=str(tmp_path / "timings.jsonl"),
         require_full_compilation=True,
     )
     right(module(images(16, seed=4)), model, images(16, seed=4))
