@@ -2,6 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from torchsmith.errors import Unsupported
+from torchsmith.ir.types import type_of
+from torchsmith.ops.attention import Attention
 from torchsmith.testing.op_case import OpCase, rand
 
 
@@ -103,3 +106,33 @@ def test_mixed_dtypes_are_refused() -> None:
         lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m), q.bfloat16(), k.bfloat16(), v.bfloat16(), rand(5, 7)
     )
     case.refused(why="it takes bool or torch.bfloat16")
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "added"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_probabilities_of_eight_bits(mask: str | None, causal: bool) -> None:
+    q, k, v = tensors(length=7)
+    hidden = torch.zeros(2, 1, 7, 7, dtype=torch.bool)
+    hidden[0, :, :, 3:] = hidden[1, 0, 2] = True
+    given = [] if mask is None else [~hidden] if mask == "bool" else [torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)]
+    plain = Attention(0.4, causal)
+    rounded = Attention(0.4, causal, torch.float8_e4m3fn)
+    types = [type_of(t) for t in (q, k, v, *given)]
+    assert rounded.infer(*types) == plain.infer(*types)
+    scores = q.double() @ k.double().mT * 0.4
+    seen = torch.ones(7, 7, dtype=torch.bool).tril() if causal else torch.ones(7, 7, dtype=torch.bool)
+    seen = seen & ~hidden if mask else seen.expand(2, 1, 7, 7)
+    p = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1).nan_to_num(0.0)
+    p = (p * 448).float().to(torch.float8_e4m3fn).double() / 448
+    y = rounded.reference(q, k, v, *given)
+    assert y.dtype == q.dtype
+    torch.testing.assert_close(y.double(), p @ v.double(), rtol=1e-5, atol=1e-5)
+    if mask:
+        assert not y[1, :, 2].any()
+    if not causal:
+        torch.testing.assert_close(y, plain.reference(q, k, v, *given), rtol=0.1, atol=0.1)
+
+
+def test_probabilities_have_eight_bits_or_all() -> None:
+    with pytest.raises(Unsupported, match=r"rounded to torch\.int8; engines round to float8_e4m3fn"):
+        Attention(1.0, False, torch.int8).infer(*map(type_of, tensors()))

@@ -101,7 +101,7 @@ def test_batch_may_be_symbolic() -> None:
 
 def test_refusals() -> None:
     OpCase(lambda x: fake(x, 0.1, 0, -(2**15), 2**15 - 1), rand(3)).refused(
-        "-32768..32767 as torch.int8; engines have int8 and uint8"
+        "-32768..32767 as torch.int8; engines have int8, uint8 and float8_e4m3fn"
     )
     point = torch.zeros(1, dtype=torch.int32)
     OpCase(lambda x: fake(x, x.abs().amax(), point, 0, 255), rand(3)).refused(
@@ -120,7 +120,50 @@ def test_types_are_checked() -> None:
         (Quantize(torch.int8, -128, 127), (f32, many), "one number a channel"),
         (Quantize(torch.int8, 5, 5), (f32, one), "5..5"),
         (Quantize(torch.int8, -128, 127), (f32, one, one), "zero points"),
-        (Dequantize(torch.float32), (f32, one), "takes int8 or uint8"),
+        (Dequantize(torch.float32), (f32, one), "takes int8, uint8 or float8_e4m3fn"),
+    ]:
+        with pytest.raises(Unsupported, match=why):
+            op.infer(*inputs)
+
+
+FP8 = torch.float8_e4m3fn
+
+
+def test_fp8_is_the_nearest_number_with_ties_to_even_within_the_range() -> None:
+    quantize = Quantize(FP8, -448, 448)
+    x = torch.tensor([17.0, 19.0, -2.1, 2.0**-9, 2.0**-10, 447.0, 1e9, math.inf, -math.inf])
+    q = quantize.reference(x, torch.tensor(1.0))
+    assert q.dtype == FP8
+    assert q.float().tolist() == [16.0, 20.0, -2.0, 2.0**-9, 0.0, 448.0, 448.0, 448.0, -448.0]
+    assert bool(quantize.reference(torch.tensor([math.nan]), torch.tensor(1.0)).isnan().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_fp8_pairs_keep_three_bits_of_mantissa(dtype: torch.dtype, axis: int | None) -> None:
+    x = rand(31, 7, low=-9.0, high=9.0).to(dtype)
+    scale = torch.tensor(9 / 448) if axis is None else rand(7, low=0.02, high=0.03)
+    q = Quantize(FP8, -448, 448, axis).reference(x, scale)
+    y = Dequantize(dtype, axis).reference(q, scale)
+    assert y.dtype == dtype
+    normal = x.abs() > 2.0**-6 * scale
+    error = (y.double() - x.double()).abs()
+    assert bool((error[normal] <= x.double().abs()[normal] * (2.0**-4 + 2.0**-8)).all())
+    assert bool((error <= 2.0**-10 * scale + x.double().abs() * (2.0**-4 + 2.0**-8)).all())
+
+
+def test_fp8_types_are_checked() -> None:
+    f32, one = TensorType((2, 3), torch.float32), TensorType((), torch.float32)
+    f8 = f32.with_dtype(FP8)
+    assert Quantize(FP8, -448, 448).infer(f32, one) == f8
+    assert Dequantize(torch.float16).infer(f8, one) == f32.with_dtype(torch.float16)
+    assert str(f8) == "f8[2, 3]"
+    for op, inputs, why in [
+        (Quantize(FP8, -240, 240), (f32, one), "-448 to 448"),
+        (Quantize(FP8, -500, 448), (f32, one), "-500..448"),
+        (Quantize(FP8, -448, 448), (f32, one, one.with_dtype(FP8)), "floats have none"),
+        (Quantize(FP8, -448, 448), (f8, one), "more than eight bits"),
+        (Dequantize(FP8), (f8, one), "wider"),
     ]:
         with pytest.raises(Unsupported, match=why):
             op.infer(*inputs)

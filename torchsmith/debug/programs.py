@@ -167,7 +167,8 @@ class _Double(fx.Interpreter):
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
+    is_wide = dtype.is_floating_point and dtype.itemsize > 1  # floats of eight bits say which numbers there are
+    return torch.complex128 if dtype.is_complex else torch.float64 if is_wide else dtype
 
 
 def results(program: ExportedProgram) -> Results | None:

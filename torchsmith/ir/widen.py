@@ -35,4 +35,5 @@ def widened_op(op: Op) -> Op:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype.is_floating_point else dtype
+    """Floats of eight bits stay: like int8, they say which numbers there are, and not how exactly one computes."""
+    return torch.float64 if dtype.is_floating_point and dtype.itemsize > 1 else dtype

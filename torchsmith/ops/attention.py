@@ -35,10 +35,15 @@ class Attention(Op):
     query: (..., L, E), key: (..., S, E), value: (..., S, V) of one floating dtype; what stands before broadcasts. mask:
     broadcasts to (..., L, S); bool (what is False takes no part) or of the query's dtype (added). A row in which nothing
     takes part gives zeros. causal: query i sees the keys up to i. Source: aten.scaled_dot_product_attention.
+
+    probabilities: what the softmax's results are rounded to before they are multiplied with value; None where they are not.
+    With float8_e4m3fn they are times 448, rounded to it with ties to even, and divided by 448 again, so that its whole range is
+    used; what rows sum up to is not made 1 again. A kernel may round exponentials before it divides by their sum.
     """
 
     scale: float
     causal: bool
+    probabilities: torch.dtype | None = None
 
     def infer(self, query: TensorType, key: TensorType, value: TensorType, mask: TensorType | None = None) -> TensorType:
         three = (query, key, value)
@@ -46,6 +51,8 @@ class Attention(Op):
             raise Unsupported(f"attention of {query}, {key} and {value}; it takes (..., length, features) of one floating dtype")
         if not same(query.shape[-1], key.shape[-1]) or not same(key.shape[-2], value.shape[-2]):
             raise Unsupported(f"attention of {query}, {key} and {value}, whose sizes do not agree")
+        if self.probabilities not in (None, torch.float8_e4m3fn):
+            raise Unsupported(f"attention with probabilities rounded to {self.probabilities}; engines round to float8_e4m3fn")
         batch = broadcast(*(t.shape[:-2] for t in three))
         scores = (*batch, query.shape[-2], key.shape[-2])
         if mask is not None and (mask.dtype not in (torch.bool, query.dtype) or not _fits(mask.shape, scores)):
@@ -53,8 +60,27 @@ class Attention(Op):
         return query.with_shape(*batch, query.shape[-2], value.shape[-1])
 
     def reference(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.probabilities is not None:
+            return self._rounded(query, key, value, mask)
         attend = torch.nn.functional.scaled_dot_product_attention
         return attend(query, key, value, mask, is_causal=self.causal, scale=self.scale)
+
+    def _rounded(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        assert self.probabilities is not None
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scores = query.to(wide) @ key.to(wide).transpose(-1, -2) * self.scale
+        if self.causal:
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(hidden, -math.inf)
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, -math.inf)
+        elif mask is not None:
+            scores = scores + mask.to(wide)
+        probabilities = torch.softmax(scores, -1)
+        probabilities = probabilities.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+        greatest = torch.finfo(self.probabilities).max
+        probabilities = (probabilities * greatest).to(self.probabilities).to(wide) / greatest
+        return (probabilities @ value.to(wide)).to(query.dtype)
 
 
 def _fits(shape: Shape, wanted: Shape) -> bool:

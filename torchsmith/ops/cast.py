@@ -27,6 +27,8 @@ class Cast(Op):
     def infer(self, x: TensorType) -> TensorType:
         if self.dtype not in SHORT_NAMES:
             raise Unsupported(f"a cast to {self.dtype}, which the IR does not have")
+        if torch.float8_e4m3fn in (self.dtype, x.dtype):
+            raise Unsupported(f"a cast of {x} to {self.dtype}; floats of eight bits are quantized and dequantized")
         return x.with_dtype(self.dtype)
 
     def reference(self, x: Tensor) -> Tensor:

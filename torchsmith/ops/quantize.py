@@ -1,6 +1,7 @@
 """Numbers in eight bits, and back: quantize/dequantize pairs, which fake-quantize ops become.
 
-Scales and zero points are constants. A constant that is quantized is an int8 constant from then on.
+The eight bits are an integer, or a float of four bits of exponent and three of mantissa (e4m3fn, here fp8). Scales and zero points
+are constants. A constant that is quantized is a constant of eight bits from then on.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from torchsmith.ops.registry import converter, late_converter
 
 aten = torch.ops.aten
 
+FP8 = torch.float8_e4m3fn
 # The dtypes of eight bits that values are quantized to, and their limits.
-LIMITS = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
+LIMITS = {torch.int8: (-128, 127), torch.uint8: (0, 255), FP8: (-448, 448)}
 
 Scale = Value | float
 ZeroPoint = Value | int | None
@@ -36,6 +38,9 @@ class Quantize(Op):
     x: any shape, floating. scale: float32, () or (channels,) along dimension `axis` of x; zero_point: of the result's dtype and
     the scale's shape, 0 where it is not given. dtype: int8 or uint8. Infinities give the limits, NaN gives `low`.
     Source: the first half of aten.fake_quantize_per_tensor_affine and aten.fake_quantize_per_channel_affine.
+
+    dtype float8_e4m3fn: clamp(x * (1 / scale), -448, 448), rounded to the nearest number of that dtype, with ties to even; low and
+    high are -448 and 448, and there is no zero point. Infinities give the limits too, but NaN gives NaN, which fp8 has.
     """
 
     dtype: torch.dtype
@@ -44,16 +49,23 @@ class Quantize(Op):
     axis: int | None = None
 
     def infer(self, x: TensorType, scale: TensorType, zero_point: TensorType | None = None) -> TensorType:
-        if not x.dtype.is_floating_point:
-            raise Unsupported(f"quantization of {x}; it takes floating numbers")
+        if not x.dtype.is_floating_point or x.dtype == FP8:
+            raise Unsupported(f"quantization of {x}; it takes floating numbers of more than eight bits")
         if self.dtype not in LIMITS or not LIMITS[self.dtype][0] <= self.low < self.high <= LIMITS[self.dtype][1]:
-            raise Unsupported(f"quantization to {self.low}..{self.high} as {self.dtype}; engines have int8 and uint8")
+            raise Unsupported(
+                f"quantization to {self.low}..{self.high} as {self.dtype}; engines have int8, uint8 and float8_e4m3fn"
+            )
+        if self.dtype == FP8 and (self.low, self.high) != LIMITS[FP8]:
+            raise Unsupported(f"quantization to {self.low}..{self.high} as {FP8}; engines have all of it, -448 to 448")
         _check(x, scale, zero_point, self.dtype, self.axis)
         return x.with_dtype(self.dtype)
 
     def reference(self, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         inverse = _along(1.0 / scale, self.axis, x.dim())
-        rounded = torch.round(x.to(torch.promote_types(x.dtype, torch.float32)) * inverse)
+        scaled = x.to(torch.promote_types(x.dtype, torch.float32)) * inverse
+        if self.dtype == FP8:  # clamped first: PyTorch's casts saturate in some versions only
+            return torch.clamp(scaled, self.low, self.high).to(FP8)
+        rounded = torch.round(scaled)
         if zero_point is not None:
             rounded = rounded + _along(zero_point, self.axis, x.dim())
         return torch.nan_to_num(torch.clamp(rounded, self.low, self.high), nan=self.low).to(self.dtype)
@@ -63,8 +75,9 @@ class Quantize(Op):
 class Dequantize(Op):
     """(q - zero_point) * scale in float32, rounded to `dtype`.
 
-    q: int8 or uint8, any shape. scale: float32, () or (channels,) along dimension `axis` of q; zero_point: of q's dtype and the
-    scale's shape, 0 where it is not given. Source: the second half of aten.fake_quantize_per_tensor_affine and
+    q: int8, uint8 or float8_e4m3fn, any shape. scale: float32, () or (channels,) along dimension `axis` of q; zero_point: of q's
+    dtype and the scale's shape, 0 where it is not given, as it never is for floats.
+    Source: the second half of aten.fake_quantize_per_tensor_affine and
     aten.fake_quantize_per_channel_affine.
     """
 
@@ -72,8 +85,10 @@ class Dequantize(Op):
     axis: int | None = None
 
     def infer(self, q: TensorType, scale: TensorType, zero_point: TensorType | None = None) -> TensorType:
-        if q.dtype not in LIMITS or not self.dtype.is_floating_point:
-            raise Unsupported(f"dequantization of {q} to {self.dtype}; it takes int8 or uint8, and gives a floating dtype")
+        if q.dtype not in LIMITS or not self.dtype.is_floating_point or self.dtype == FP8:
+            raise Unsupported(
+                f"dequantization of {q} to {self.dtype}; it takes int8, uint8 or float8_e4m3fn, and gives a wider floating dtype"
+            )
         _check(q, scale, zero_point, q.dtype, self.axis)
         return q.with_dtype(self.dtype)
 
@@ -94,12 +109,14 @@ def _check(x: TensorType, scale: TensorType, zero_point: TensorType | None, dtyp
         raise Unsupported(f"quantization of {x} along {axis} with a scale of {scale}; it takes float32, one number a channel")
     if axis is not None and not (0 <= axis < x.rank and same(x.shape[axis], scale.shape[0])):
         raise Unsupported(f"quantization of {x} along dimension {axis} with {scale.shape[0]} scales")
+    if zero_point is not None and dtype == FP8:
+        raise Unsupported(f"quantization to {dtype} with a zero point {zero_point}; floats have none")
     if zero_point is not None and (zero_point.dtype != dtype or zero_point.shape != scale.shape):
         raise Unsupported(f"quantization to {dtype} with scales {scale} and zero points {zero_point}")
 
 
 def quantize(x: Value, scale: Scale, zero_point: ZeroPoint, axis: int | None, low: int, high: int, dtype: torch.dtype) -> Value:
-    """x as eight-bit integers: a constant of them where x is a constant, a `Quantize` otherwise. Raises Unsupported."""
+    """x in eight bits: a constant of them where x is a constant, a `Quantize` otherwise. Raises Unsupported."""
     op = Quantize(dtype, low, high, _axis(x, axis))
     parameters = _parameters(scale, zero_point, op.axis, dtype)
     tensor = current().constants.get(x)
@@ -111,7 +128,7 @@ def quantize(x: Value, scale: Scale, zero_point: ZeroPoint, axis: int | None, lo
 
 
 def dequantize(q: Value, scale: Scale, zero_point: ZeroPoint, axis: int | None, dtype: torch.dtype) -> Value:
-    """Eight-bit integers as `dtype`. Raises Unsupported."""
+    """Eight-bit numbers as `dtype`. Raises Unsupported."""
     axis = _axis(q, axis)
     number: Value = Dequantize(dtype, axis)(q, *_parameters(scale, zero_point, axis, q.type.dtype))
     return number
@@ -132,6 +149,8 @@ def _parameters(scale: Scale, zero_point: ZeroPoint, axis: int | None, dtype: to
     shape = () if axis is None else (-1,)
     scales = _known(scale, "scale").to(torch.float32).reshape(shape)
     points = torch.zeros_like(scales) if zero_point is None else _known(zero_point, "zero point").reshape(shape)
+    if dtype == FP8 and bool(points.any()):
+        raise Unsupported(f"quantization to {dtype} with a zero point other than 0; floats have none")
     least, greatest = LIMITS.get(dtype, (0, -1))
     if not bool(((points >= least) & (points <= greatest) & (points == points.round())).all()):
         raise Unsupported(f"quantization to {dtype} with a zero point that is no whole number of that dtype")

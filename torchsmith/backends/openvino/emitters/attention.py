@@ -14,12 +14,15 @@ import torch
 
 from torchsmith.backends.openvino.emit import Emission, emitter
 from torchsmith.backends.openvino.emitters._empty import refuse_empty
+from torchsmith.errors import Unsupported
 from torchsmith.ops.attention import Attention
 
 
 @emitter(Attention)
 def attention(e: Emission, op: Attention, query: ov.Output, key: ov.Output, value: ov.Output, mask: ov.Output | None = None) -> Any:
     refuse_empty(e)
+    if op.probabilities is not None:
+        raise Unsupported(f"attention with probabilities in {op.probabilities}, which OpenVINO does not compute in")
     scores = ops.matmul(_scaled(e, query, op.scale), key, False, True)
     if op.causal:
         rows, columns = e.node.inputs[0].type.shape[-2], e.node.inputs[1].type.shape[-2]

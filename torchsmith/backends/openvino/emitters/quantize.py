@@ -28,13 +28,15 @@ RESULT_AXES: dict[type[Op], int] = {Convolution: 0, ConvolutionTransposed: 1, Li
 
 @emitter(Quantize)
 def quantize(e: Emission, op: Quantize, x: ov.Output, scale: ov.Output, zero_point: ov.Output | None = None) -> Any:
+    type_ = element_type(op.dtype).to_string()
     integers = [ops.constant(float(limit), ov.Type.f32) for limit in LIMITS[op.dtype]]
-    return ops.convert(_fake_quantize(e, e.node, x, integers), element_type(op.dtype).to_string())
+    return ops.convert(_fake_quantize(e, e.node, x, integers), type_)
 
 
 @emitter(Dequantize)
 def dequantize(e: Emission, op: Dequantize, q: ov.Output, scale: ov.Output, zero_point: ov.Output | None = None) -> Any:
     rank = e.node.inputs[0].type.rank
+    element_type(e.node.inputs[0].type.dtype)
     before = e.producers.get(e.node.inputs[0])
     if before is not None and isinstance(before.op, Quantize) and _is_pair(e, before, e.node):
         y: Any = _fake_quantize(e, before, e.outputs[before.inputs[0]])

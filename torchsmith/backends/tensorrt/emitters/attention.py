@@ -15,6 +15,7 @@ from torchsmith.backends.tensorrt.emitters._pieces import any_of, dtype_of, like
 from torchsmith.backends.tensorrt.emitters.matmul import product
 from torchsmith.backends.tensorrt.emitters.softmax import softmaxed
 from torchsmith.backends.tensorrt.library import trt
+from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Shape, same
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.attention import Attention
@@ -25,6 +26,8 @@ RANK = 4  # of what the layer takes
 @emitter(Attention)
 def attention(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask: Any | None = None) -> Any:
     result = e.node.outputs[0].type
+    if op.probabilities is not None:
+        raise Unsupported(f"attention with probabilities in {op.probabilities}")
     scaled = _scaled(e, query, op.scale)
     if _layer_takes(e, op, mask):
         y = _by_layer(e, op, scaled, key, value, mask)
