@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from torchsmith.errors import Unsupported
+from torchsmith.ir.interpret import interpret
 from torchsmith.ir.types import type_of
 from torchsmith.ops.attention import Attention
 from torchsmith.testing.op_case import OpCase, rand
@@ -136,3 +138,21 @@ def test_probabilities_of_eight_bits(mask: str | None, causal: bool) -> None:
 def test_probabilities_have_eight_bits_or_all() -> None:
     with pytest.raises(Unsupported, match=r"rounded to torch\.int8; engines round to float8_e4m3fn"):
         Attention(1.0, False, torch.int8).infer(*map(type_of, tensors()))
+
+
+def test_attention_of_fp8_rounds_its_probabilities_too() -> None:
+    scale = torch.tensor(0.01)
+    round_ = torch.ops.torchsmith.fake_quantize_float8
+
+    def network(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(round_(q, scale), round_(k, scale).transpose(1, 2).transpose(1, 2), round_(v, scale))
+
+    def partly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(round_(q, scale), round_(k, scale), v)
+
+    for function, wanted in ((network, torch.float8_e4m3fn), (partly, None)):
+        graph = OpCase(function, *tensors()).graph()
+        (op,) = (node.op for node in graph.nodes if isinstance(node.op, Attention))
+        assert op.probabilities == wanted
+        torch.testing.assert_close(interpret(graph, tensors())[0], function(*tensors()), rtol=0.1, atol=0.1)
+    OpCase(network, *tensors()).refused("fp8|float8", on="openvino")

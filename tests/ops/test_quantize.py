@@ -191,3 +191,42 @@ def test_pt2e_ops() -> None:
     names = [type(node.op).__name__ for node in graph.nodes]
     assert names == ["Quantize", "Dequantize", "Dequantize", "Linear", "Quantize", "Dequantize"]
     exact(OpCase(network, x), x)
+
+
+def test_pt2e_rounds_to_whole_numbers_before_fp8() -> None:
+    import torch.ao.quantization.fx._decomposed  # registers them
+
+    ops = torch.ops.quantized_decomposed
+    weight, scales, points = rand(6, 5), torch.rand(6) * 0.003 + 0.002, torch.zeros(6, dtype=torch.int64)
+
+    def network(x: Tensor) -> Tensor:
+        x = ops.quantize_per_tensor.default(x, 0.02, 0, -448, 448, FP8)
+        x = ops.dequantize_per_tensor.default(x, 0.02, 0, -448, 448, FP8)
+        w = ops.quantize_per_channel.default(weight, scales, points, 0, -448, 448, FP8)
+        w = ops.dequantize_per_channel.default(w, scales, None, 0, -448, 448, FP8)
+        return torch.nn.functional.linear(x, w)
+
+    case, x = OpCase(network, rand(9, 5)), rand(9, 5, low=-0.1, high=0.1)
+    (given,) = interpret(case.graph(), [x])
+    torch.testing.assert_close(given, network(x))
+    assert [type(node.op).__name__ for node in case.graph().nodes][-3:] == ["Dequantize", "Dequantize", "Linear"]
+    assert {FP8, torch.float32} == {tensor.dtype for tensor in case.graph().constants.values()}
+
+
+def test_pt2e_fp8_refusals() -> None:
+    import torch.ao.quantization.fx._decomposed  # registers them
+
+    quantized = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    OpCase(lambda x: quantized(x, 0.1, 3, -448, 448, FP8).float(), rand(3)).refused("zero point other than 0; floats have none")
+    OpCase(lambda x: quantized(x, 0.1, 0, -240, 240, FP8).float(), rand(3)).refused("engines have all of it, -448 to 448")
+
+
+@pytest.mark.parametrize("axis", [None, 0, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_fake_quantization_to_fp8(axis: int | None, dtype: torch.dtype) -> None:
+    scale = torch.tensor(0.01) if axis is None else rand(7, low=0.01, high=0.02)
+    x = rand(7, 31, 7).to(dtype)
+    case = OpCase(lambda x: torch.ops.torchsmith.fake_quantize_float8(x, scale, axis), x)
+    (given,) = interpret(case.graph(), [x])
+    assert torch.equal(given, case.function(x)) and given.dtype == dtype
+    assert [type(node.op).__name__ for node in case.graph().nodes] == ["Quantize", "Dequantize"]

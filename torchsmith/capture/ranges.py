@@ -18,6 +18,9 @@ from torchsmith.capture.source import layer, source_line
 from torchsmith.errors import CaptureError
 from torchsmith.ops.quantize import teach_shapes
 
+# Ops that have a scale, by the beginnings of their names, and what they call it. ModelOpt's amax is a scale's multiple.
+_QUANTIZE = ("fake_quantize", "quantize_per_", "dequantize_per_", "quantize_op", "quantize_affine", "dequantize_affine")
+_SCALES = ("scale", "scales", "amax")
 _TO_DO = "train it on, or calibrate it, before compiling"
 
 
@@ -128,15 +131,18 @@ def check_ranges(program: ExportedProgram) -> None:
     }
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        if schema is None or "quantize_per_" not in schema.name:
+        if schema is None or not schema.name.partition("::")[2].startswith(_QUANTIZE):
             continue
         names = [a.name for a in schema.arguments]
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        read = [_tensor(given.get(name, given.get(f"{name}s")), tensors) for name in ("scale", "zero_point")]
-        limits = [given.get(name) for name in ("quant_min", "quant_max")]
-        if any(tensor is None for tensor in read) or not all(isinstance(limit, int) for limit in limits):
+        if given.get("amax", 0) is None:  # ModelOpt's: the scale is 1
             continue
-        if reason := _misfit(*read, *limits):  # type: ignore[arg-type]
+        scale = _tensor(next((given[name] for name in _SCALES if name in given), 1.0), tensors)
+        point = _tensor(given.get("zero_point", given.get("zero_points")), tensors)
+        low, high = (given.get(name) for name in ("quant_min", "quant_max"))
+        if scale is None or point is None:
+            continue
+        if reason := _misfit(scale, point, *(limit if isinstance(limit, int) else 0 for limit in (low, high))):
             where = ", ".join(place for place in (layer(node), source_line(node)) if place)
             raise CaptureError(f"{node.target}{f' ({where})' if where else ''} has {reason}; {_TO_DO}")
 

@@ -19,6 +19,7 @@ from torchsmith.ops.expand import Expand
 from torchsmith.ops.matmul import MatMul
 from torchsmith.ops.permute import transpose
 from torchsmith.ops.promote import cast, scalar
+from torchsmith.ops.quantize import FP8, Dequantize
 from torchsmith.ops.reduce import Reduce
 from torchsmith.ops.registry import converter
 from torchsmith.ops.reshape import reshaped
@@ -51,7 +52,7 @@ class Attention(Op):
             raise Unsupported(f"attention of {query}, {key} and {value}; it takes (..., length, features) of one floating dtype")
         if not same(query.shape[-1], key.shape[-1]) or not same(key.shape[-2], value.shape[-2]):
             raise Unsupported(f"attention of {query}, {key} and {value}, whose sizes do not agree")
-        if self.probabilities not in (None, torch.float8_e4m3fn):
+        if self.probabilities not in (None, FP8):
             raise Unsupported(f"attention with probabilities rounded to {self.probabilities}; engines round to float8_e4m3fn")
         batch = broadcast(*(t.shape[:-2] for t in three))
         scores = (*batch, query.shape[-2], key.shape[-2])
@@ -97,8 +98,19 @@ def attention(
         raise Unsupported(f"attention with dropout_p={dropout_p}, which is random; give it 0.0 in eval mode")
     if enable_gqa:
         key, value = (_each_head(x, query.type.shape[-3]) for x in (key, value))
-    op = Attention(_scale(query, scale), is_causal)
+    op = Attention(_scale(query, scale), is_causal, FP8 if all(map(_is_fp8, (query, key, value))) else None)
     return op(query, key, value) if mask is None else op(query, key, value, mask)
+
+
+def _is_fp8(x: Value) -> bool:
+    """Whether x is dequantized from fp8, moved or not. Attention of nothing else rounds its probabilities to fp8 too.
+
+    Graphs do not say so of a softmax inside a whole op; Torch-TensorRT's FP8 attention takes it as meant in the same way.
+    """
+    producers = {output: node for node in current().nodes for output in node.outputs}
+    while x in producers and producers[x].op.moves_data and len(producers[x].inputs) == 1:
+        x = producers[x].inputs[0]
+    return x in producers and isinstance(producers[x].op, Dequantize) and producers[x].inputs[0].type.dtype == FP8
 
 
 def _scale(query: Value, scale: float | None) -> float:

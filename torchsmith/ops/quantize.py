@@ -19,7 +19,10 @@ from torchsmith.ir.dim import same
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops.binary import Binary
+from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter, late_converter
+from torchsmith.ops.unary import Unary
 
 aten = torch.ops.aten
 
@@ -177,11 +180,35 @@ def fake_quantize_per_channel(x: Value, scale: Value, zero_point: Value, axis: i
     return fake_quantize(x, scale, zero_point, axis, quant_min, quant_max)
 
 
+# Fake quantization to fp8, which ATen has not: fake_quantize_float8(x, scale, axis), the pair in x's dtype.
+_library: Any = torch.library.Library("torchsmith", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("fake_quantize_float8(Tensor x, Tensor scale, int? axis=None) -> Tensor")
+
+
+def fake_quantize_float8(x: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
+    """x rounded to the numbers that `scale` times float8_e4m3fn gives, in x's dtype; see `Quantize` for the types."""
+    axis = axis + x.dim() if axis is not None and axis < 0 else axis
+    q = Quantize(FP8, *LIMITS[FP8], axis).reference(x, scale)
+    return Dequantize(x.dtype, axis).reference(q, scale)
+
+
+_library.impl("fake_quantize_float8", fake_quantize_float8, "CompositeExplicitAutograd")
+_library.impl("fake_quantize_float8", lambda x, *_: torch.empty_like(x), "Meta")
+
+
+@converter(torch.ops.torchsmith.fake_quantize_float8.default)
+def fake_float8(x: Value, scale: Value | float, axis: int | None = None) -> Value:
+    """x rounded to fp8 numbers, as a quantize/dequantize pair. Raises Unsupported."""
+    return dequantize(quantize(x, scale, None, axis, *LIMITS[FP8], FP8), scale, None, axis, x.type.dtype)
+
+
 # PT2E's ops, which torchao or torch.ao registers.
 
 
 @late_converter("quantized_decomposed::quantize_per_tensor", "quantized_decomposed::quantize_per_tensor.tensor")
 def quantize_per_tensor(x: Value, scale: Scale, zero_point: ZeroPoint, quant_min: int, quant_max: int, dtype: torch.dtype) -> Value:
+    if dtype == FP8:
+        return _whole_float8(x, scale, zero_point, None, quant_min, quant_max)
     return quantize(x, scale, zero_point, None, quant_min, quant_max, dtype)
 
 
@@ -189,7 +216,22 @@ def quantize_per_tensor(x: Value, scale: Scale, zero_point: ZeroPoint, quant_min
 def quantize_per_channel(
     x: Value, scales: Value, zero_points: Value, axis: int, quant_min: int, quant_max: int, dtype: torch.dtype
 ) -> Value:
+    if dtype == FP8:
+        return _whole_float8(x, scales, zero_points, axis, quant_min, quant_max)
     return quantize(x, scales, zero_points, axis, quant_min, quant_max, dtype)
+
+
+def _whole_float8(x: Value, scale: Scale, zero_point: ZeroPoint, axis: int | None, low: int, high: int) -> Value:
+    """As PT2E defines it: rounded to whole numbers before it is rounded to fp8, which could tell many more apart near 0."""
+    axis = _axis(x, axis)
+    (scales,) = (current().constants[value] for value in _parameters(scale, zero_point, axis, FP8))
+    x = cast(x, torch.promote_types(x.type.dtype, torch.float32))
+    inverse = _along(1.0 / scales, axis, x.type.rank).to(x.type.dtype)
+    if (tensor := current().constants.get(x)) is not None:
+        whole = constant(torch.round(tensor * inverse), x.name)
+    else:
+        whole = Unary("round")(Binary("mul")(x, constant(inverse, "inverse")))
+    return quantize(whole, 1.0, None, None, low, high, FP8)
 
 
 @late_converter("quantized_decomposed::dequantize_per_tensor", "quantized_decomposed::dequantize_per_tensor.tensor")

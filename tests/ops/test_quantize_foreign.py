@@ -1,0 +1,127 @@
+"""ModelOpt's and torchao's ops, which are defined here as those libraries define them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchsmith.ir.interpret import interpret
+from torchsmith.testing.op_case import OpCase, rand
+
+FP8 = torch.float8_e4m3fn
+
+
+def quantize_op(
+    x: Tensor, amax: Tensor | None, num_bits: int, exponent_bits: int, unsigned: bool = False, narrow_range: bool = False
+) -> Any:
+    if exponent_bits:
+        scale = torch.tensor(1.0) if amax is None else amax.float() / 448
+        return ((x.float() / scale).clamp(-448, 448).to(FP8).float() * scale).to(x.dtype)
+    assert amax is not None
+    greatest = 2 ** (num_bits - (not unsigned)) - 1
+    least = 0 if unsigned else -greatest if narrow_range else -greatest - 1
+    scale = amax.float() / greatest
+    return ((x.float() / scale).round().clamp(least, greatest) * scale).to(x.dtype)
+
+
+def quantize_affine(x: Tensor, scale: Tensor, dtype: torch.dtype = FP8) -> Tensor:
+    return (x.float() / scale).clamp(-448, 448).to(dtype)
+
+
+def dequantize_affine(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (q.float() * scale).to(dtype)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries() -> Iterator[None]:
+    made: list[Any] = []
+    for space, schema, function in (
+        (
+            "tensorrt",
+            "quantize_op(Tensor input, Tensor? amax, int num_bits, int exponent_bits, bool unsigned=False, "
+            "bool narrow_range=False) -> Tensor",
+            quantize_op,
+        ),
+        (
+            "torchao",
+            "quantize_affine_float8_non_decomposed(Tensor tensor, Tensor scale, ScalarType float8_dtype) -> Tensor",
+            quantize_affine,
+        ),
+        (
+            "torchao",
+            "dequantize_affine_float8_non_decomposed(Tensor tensor, Tensor scale, ScalarType output_dtype) -> Tensor",
+            dequantize_affine,
+        ),
+    ):
+        library: Any = torch.library.Library(space, "FRAGMENT")  # type: ignore[no-untyped-call]
+        library.define(schema)
+        library.impl(schema.partition("(")[0], function, "CompositeExplicitAutograd")
+        made.append(library)
+    yield
+    for library in made:
+        library._destroy()
+
+
+def alike(case: OpCase, *inputs: Tensor) -> list[str]:
+    """Assert that the graph computes the function, but for ties that a reciprocal moves. Gives the names of its ops."""
+    graph, wanted = case.graph(), case.function(*inputs)
+    (given,) = interpret(graph, inputs)
+    assert given.dtype == wanted.dtype
+    off = ~torch.isclose(given, wanted, rtol=1e-5, atol=1e-6)
+    assert off.sum() <= 2e-3 * off.numel()
+    torch.testing.assert_close(given, wanted, rtol=0.13, atol=0.02)
+    return [type(node.op).__name__ for node in graph.nodes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 7), (31, 1), None], ids=str)
+def test_modelopt_fp8(shape: tuple[int, ...] | None, dtype: torch.dtype) -> None:
+    amax = None if shape is None else torch.rand(shape) + 0.5
+    x = rand(31, 7).to(dtype)
+    case = OpCase(lambda x: torch.ops.tensorrt.quantize_op(x, amax, 8, 4), x)
+    assert alike(case, x) == ["Quantize", "Dequantize"]
+
+
+@pytest.mark.parametrize(("unsigned", "narrow"), [(False, False), (False, True), (True, False)])
+def test_modelopt_int8(unsigned: bool, narrow: bool) -> None:
+    x, amax = rand(31, 7), torch.rand(31, 1) + 0.5
+    case = OpCase(lambda x: torch.ops.tensorrt.quantize_op(x, amax, 8, 0, unsigned, narrow), x)
+    assert alike(case, x) == ["Quantize", "Dequantize"]
+
+
+def test_a_weight_of_modelopt_is_a_constant_of_fp8() -> None:
+    weight = rand(5, 7)
+    amax, greatest = torch.tensor(2.0), weight.abs().amax(1, keepdim=True)
+    quantized = torch.ops.tensorrt.quantize_op
+
+    def function(x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(quantized(x, amax, 8, 4), quantized(weight, greatest, 8, 4))
+
+    case = OpCase(function, rand(31, 7))
+    assert alike(case, rand(31, 7)) == ["Quantize", "Dequantize", "Dequantize", "Linear"]
+    assert FP8 in {tensor.dtype for tensor in case.graph().constants.values()}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 7), (31, 1)], ids=str)
+def test_torchao(shape: tuple[int, ...]) -> None:
+    scale, x = torch.rand(shape) * 0.01 + 0.01, rand(31, 7)
+    ops = torch.ops.torchao
+
+    def function(x: Tensor) -> Tensor:
+        q = ops.quantize_affine_float8_non_decomposed(x, scale, FP8)
+        y: Tensor = ops.dequantize_affine_float8_non_decomposed(q, scale, torch.float16)
+        return y
+
+    assert alike(OpCase(function, x), x) == ["Quantize", "Dequantize"]
+
+
+def test_refusals() -> None:
+    quantized, one, many = torch.ops.tensorrt.quantize_op, torch.tensor(1.0), torch.ones(3, 4)
+    OpCase(lambda x: quantized(x, one, 4, 0), rand(3)).refused("to 4 bits, 0 of them exponent; engines have int8 and fp8")
+    OpCase(lambda x: quantized(x, x.abs().amax(), 8, 4), rand(3)).refused("computed from the data; engines take constants")
+    OpCase(lambda x: quantized(x, many, 8, 4), rand(3, 4)).refused(r"shape \(3, 4\); engines have one, or one a channel")
+    OpCase(lambda x: torch.ops.torchao.quantize_affine_float8_non_decomposed(x, one, torch.float8_e5m2), rand(3)).refused("e5m2")
