@@ -36,6 +36,9 @@ class Backend(Protocol):
     def available(self) -> str | None:
         """None, or the sentence that says why it cannot be used on this machine."""
 
+    def excludes(self, target: Target) -> str | None:
+        """None, or the sentence that says why none of its engines runs on such a device."""
+
     def refuses(self, node: Node, target: Target) -> str | None:
         """None, or the sentence that says why the node cannot run in this backend's engines."""
 
@@ -60,11 +63,11 @@ def get(name: str) -> Backend:
     return backend
 
 
-def default_for(device: str) -> Backend:
-    """The fastest available backend for a device kind ("cpu" or "cuda")."""
-    for name in DEVICES[device]:
+def default_for(target: Target) -> Backend:
+    """The fastest available backend for a device."""
+    for name in DEVICES[target.device]:
         backend: Backend = importlib.import_module(f"torchsmith.backends.{name}").BACKEND
-        if backend.available() is None:
+        if backend.available() is None and backend.excludes(target) is None:
             return backend
     raise AssertionError("the reference backend is always available")
 
@@ -91,14 +94,16 @@ def choose(name: str | None, device: torch.device, arch: str | None = None) -> t
     """The backend to build with, and what to build for: the one asked for, or the device's default.
 
     arch: what to build for instead of this machine's device, as `Target.parse` reads it; the device need not be here.
-    Raises InvalidOption or BackendUnavailable; the latter also where the backend is for another kind of device.
+    Raises InvalidOption or BackendUnavailable; the latter also where the backend is for other devices.
     """
     target = target_of(device.type) if arch is None else _elsewhere(arch)
     device = torch.device(target.device)
     if name is None:
-        return default_for(device.type), target
+        return default_for(target), target
     backend = get(name)
     if name not in DEVICES[device.type]:
         kinds = " and ".join(kind for kind, names in DEVICES.items() if name in names)
         raise BackendUnavailable(f"the {name} backend is for device {kinds}, and the model is on {device}")
+    if reason := backend.excludes(target):
+        raise BackendUnavailable(f"the {name} backend cannot build for {target}: {reason}")
     return backend, target

@@ -135,6 +135,8 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "LESS": torch.lt,
 }
 LOGICAL = ("AND", "OR", "XOR")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+NUMBERS = (torch.int32, torch.int64, *FLOATS)
 
 
 @layer("ELEMENTWISE")
@@ -142,8 +144,9 @@ def elementwise(raw: Any, a: Tensor, b: Tensor) -> Tensor:
     name = raw.op.name
     assert a.dim() == b.dim(), f"{name} of {tuple(a.shape)} and {tuple(b.shape)}: both are to have one rank"
     assert a.dtype == b.dtype, f"{name} of {a.dtype} and {b.dtype}"
-    if a.dtype == torch.bool or name in LOGICAL:
-        assert a.dtype == torch.bool and name in (*LOGICAL, "EQUAL"), f"{name} of {a.dtype}"
+    # as the operators' documentation lists them; powers of integers are newer than the first versions
+    listed = (torch.bool,) if name in LOGICAL else FLOATS if name == "POW" else NUMBERS
+    assert dtype_of(raw.get_input(0).dtype) in listed, f"{name} of {a.dtype}"
     return ELEMENTWISE[name](a, b)
 
 
@@ -249,7 +252,7 @@ def top_k(raw: Any, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tensor]
     (axis,) = axes_of(raw.axes)
     wanted = raw.k if k is None else int(k)
     assert 0 < wanted <= min(x.shape[axis], 3840) and x.dim() - axis <= 4, f"the top {wanted} of {tuple(x.shape)} along {axis}"
-    assert x.dtype != torch.bool
+    assert x.dtype in NUMBERS, f"the top {wanted} of {x.dtype}"
     order = torch.sort(x, dim=axis, descending=raw.op.name == "MAX", stable=True)
     indices = order.indices.narrow(axis, 0, wanted).to(dtype_of(raw.get_output(1).dtype))
     return order.values.narrow(axis, 0, wanted), indices

@@ -116,7 +116,7 @@ def _by_tuples(x: Tensor, index: Tensor, together: int) -> Tensor:
 @layer("SCATTER")
 def scatter(raw: Any, x: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """Which of several values for one place wins is not said, so that there are to be none (or equal ones)."""
-    assert x.dtype == values.dtype
+    assert x.dtype == values.dtype and x.dtype != torch.bool, f"a scatter of {values.dtype} into {x.dtype}"
     if raw.mode.name == "ELEMENT":
         where = _inside(index, x.shape[raw.axis])
         found = x.scatter(raw.axis, where, values)

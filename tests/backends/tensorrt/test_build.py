@@ -58,11 +58,11 @@ def test_damaged_engines_are_refused() -> None:
 def test_options_reach_tensorrt() -> None:
     config = BuildConfig(workspace_size=64 << 20, optimization_level=2, max_aux_streams=1, sparse_weights=True, disable_tf32=True)
     module = library.trt()
-    with build.configured(config) as settings:
+    with build.configured(config, SM_89) as settings:
         assert settings.get_memory_pool_limit(module.MemoryPoolType.WORKSPACE) == 64 << 20
         assert settings.builder_optimization_level == 2 and settings.max_aux_streams == 1
         assert settings.get_flag(module.BuilderFlag.SPARSE_WEIGHTS) and not settings.get_flag(module.BuilderFlag.TF32)
-    with build.configured(BuildConfig()) as settings:
+    with build.configured(BuildConfig(), SM_89) as settings:
         assert not settings.get_flag(module.BuilderFlag.SPARSE_WEIGHTS) and settings.get_flag(module.BuilderFlag.TF32)
 
 

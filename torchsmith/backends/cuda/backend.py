@@ -24,6 +24,9 @@ class CudaBackend:
             return "the package triton is not installed; pip install triton"
         return None
 
+    def excludes(self, target: Target) -> str | None:
+        return None
+
     def refuses(self, node: Node, target: Target) -> str | None:
         if target.arch not in ARCHITECTURES:
             return f"the cuda backend builds for {', '.join(ARCHITECTURES)}, and the target is {target.arch}"

@@ -32,6 +32,9 @@ class OpenVinoBackend:
             return "the package openvino is not installed; pip install openvino"
         return None
 
+    def excludes(self, target: Target) -> str | None:
+        return None
+
     def refuses(self, node: Node, target: Target) -> str | None:
         from torchsmith.backends.openvino import emit
 

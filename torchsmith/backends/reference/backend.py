@@ -23,6 +23,9 @@ class ReferenceBackend:
     def available(self) -> str | None:
         return None
 
+    def excludes(self, target: Target) -> str | None:
+        return None
+
     def refuses(self, node: Node, target: Target) -> str | None:
         return None
 

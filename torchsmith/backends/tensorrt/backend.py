@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchsmith.backends.tensorrt.library import MISSING, installed
+from torchsmith.backends.tensorrt.library import MISSING, installed, supported, title
 from torchsmith.config import BuildConfig
 from torchsmith.ir.graph import Graph, Node
 from torchsmith.quantize.abilities import Int8Abilities
@@ -21,6 +21,17 @@ class TensorRtBackend:
     def available(self) -> str | None:
         return None if installed() else MISSING
 
+    def excludes(self, target: Target) -> str | None:
+        """Asked of TensorRT-RTX, which lists what it supports, before minutes go into an engine that it would not load."""
+        known = supported()
+        if not known or target.arch in known:
+            return None
+        listed = ", ".join(map(_capability, known))
+        return (
+            f"{title()} does not support compute capability {_capability(target.arch)}, but {listed}; compile the model with "
+            "backend='cuda', torchsmith's own engines, which run from 8.0 on"
+        )
+
     def refuses(self, node: Node, target: Target) -> str | None:
         from torchsmith.backends.tensorrt import emit
 
@@ -36,6 +47,12 @@ class TensorRtBackend:
         from torchsmith.backends.tensorrt.run import TensorRtRunner
 
         return TensorRtRunner(engine)
+
+
+def _capability(arch: str) -> str:
+    """ "9.0" for "sm_90"."""
+    digits = arch.removeprefix("sm_")
+    return f"{digits[:-1]}.{digits[-1]}"
 
 
 BACKEND = TensorRtBackend()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,9 @@ from torchsmith.ir.dim import bind
 from torchsmith.ir.graph import Graph
 from torchsmith.target import Target
 
+# TensorRT-RTX's engines run on every GPU that it supports but for these, unless they are built for them alone.
+TURING = "sm_75"
+_LOG = logging.getLogger("torchsmith.tensorrt")
 CAPABILITIES = {"standard": "STANDARD", "safety": "SAFETY", "dla_standalone": "DLA_STANDALONE"}
 
 
@@ -28,13 +31,13 @@ def build_engine(graph: Graph, target: Target, config: BuildConfig) -> bytes:
     log().forget()
     emission = Emission(graph)
     network = emission.emit_all()
-    with configured(config) as settings:
+    with configured(config, target) as settings:
         if profile := profile_of(graph):
             settings.add_optimization_profile(profile)
         built = watched(network, settings)
     if built is None:
         raise BuildError(f"{title()} could not build the engine: {said()}{_place(network)}")
-    return engine.pack(bytes(built), graph, target, engine.layers_of(network))
+    return engine.pack(bytes(built), graph, target, engine.layers_of(network), host_code=config.version_compatible)
 
 
 def profile_of(graph: Graph) -> Any:
@@ -61,8 +64,11 @@ def profile_of(graph: Graph) -> Any:
 
 
 @contextmanager
-def configured(config: BuildConfig) -> Iterator[Any]:
-    """A builder's configuration by our options. What was timed is added to the timing cache when the build is over."""
+def configured(config: BuildConfig, target: Target) -> Iterator[Any]:
+    """A builder's configuration by our options. What was timed is added to the timing cache when the build is over.
+
+    Raises InvalidOption for what this TensorRT does not offer.
+    """
     module, settings = trt(), builder().create_builder_config()
     if config.workspace_size:
         settings.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, config.workspace_size)
@@ -73,35 +79,62 @@ def configured(config: BuildConfig) -> Iterator[Any]:
     if config.hardware_compatible:
         settings.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
     if config.engine_capability != "standard":
-        settings.engine_capability = _offered("EngineCapability", CAPABILITIES[config.engine_capability], "engine_capability")
-    for asked, flag, option in (
-        (config.version_compatible, "VERSION_COMPATIBLE", "version_compatible"),
-        (config.sparse_weights, "SPARSE_WEIGHTS", "sparse_weights"),
-    ):
-        if asked:
-            settings.set_flag(_offered("BuilderFlag", flag, option))
+        _not_by_rtx(f"engine_capability={config.engine_capability!r}")
+        settings.engine_capability = getattr(module.EngineCapability, CAPABILITIES[config.engine_capability])
+    if config.version_compatible:
+        _not_by_rtx("version_compatible=True")
+        settings.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if config.sparse_weights:
+        settings.set_flag(module.BuilderFlag.SPARSE_WEIGHTS)
     if config.disable_tf32:
         settings.clear_flag(module.BuilderFlag.TF32)
-    # TensorRT-RTX compiles on the user's machine and times nothing here
-    file = Path(config.timing_cache_path) if config.timing_cache_path and not is_rtx() else None
-    if file is not None:
-        cache = settings.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    if is_rtx() and target.arch == TURING:
+        settings.num_compute_capabilities = 1
+        settings.set_compute_capability(module.ComputeCapability.SM75, 0)
+    with timings(settings, config.timing_cache_path):
+        yield settings
+
+
+def _not_by_rtx(option: str) -> None:
+    if is_rtx():
+        raise InvalidOption(f"{option}, which {title()} does not offer; leave it out, or install TensorRT")
+
+
+@contextmanager
+def timings(settings: Any, path: str | None) -> Iterator[None]:
+    """With the times in a file, to which those of this build are added. A file that fits another version or GPU is replaced.
+
+    Raises InvalidOption for a path that cannot be read or written.
+    """
+    if not path:
+        yield
+        return
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        known = file.read_bytes() if file.exists() else b""
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise InvalidOption(f"timing_cache_path={path!r} cannot be used ({error}); give a file that can be written") from error
+    if is_rtx():
+        _LOG.warning("%s compiles kernels where they run and times none as it builds; timing_cache_path is not used", title())
+        yield
+        return
+    cache = settings.create_timing_cache(known)
+    if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):
+        _LOG.warning("the times in %s are of another version of TensorRT or another GPU; they are replaced", path)
+        cache = settings.create_timing_cache(b"")
         settings.set_timing_cache(cache, ignore_mismatch=False)
-    yield settings
-    if file is not None:
+    yield
+    try:
         _replace(file, bytes(settings.get_timing_cache().serialize()))
-
-
-def _offered(kind: str, name: str, option: str) -> Any:
-    found = getattr(getattr(trt(), kind), name, None)
-    if found is None:
-        raise InvalidOption(f"{option} is not something that {title()} offers")
-    return found
+    except OSError as error:  # which is no reason to lose the engine
+        _LOG.warning("the times that were measured could not be kept in %s (%s)", path, error)
 
 
 def _replace(file: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
     with os.fdopen(handle, "wb") as new:
         new.write(data)
@@ -146,5 +179,6 @@ def _place(network: Any) -> str:
     """The layers that TensorRT's errors name, which have our nodes' names and with them the user's source lines."""
     text = " ".join(log().problems())
     names = [network.get_layer(i).name for i in range(network.num_layers)]
-    blamed = [name for name in names if re.search(re.escape(name), text)]
+    # what a layer was made of has a source line, and casts between precisions have none
+    blamed = sorted((name for name in names if name in text), key=lambda name: " of " not in name)
     return f" (at {blamed[0]})" if blamed else ""

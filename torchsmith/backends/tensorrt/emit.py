@@ -176,6 +176,8 @@ class Emission:
 
     def constant(self, tensor: Tensor) -> Any:
         """A constant with the tensor's shape and values. int16, float64 and complex ones raise Unsupported."""
+        if tensor.dtype == torch.bool:  # which constant layers are documented not to take
+            return self.to(self.constant(tensor.to(torch.int32)), torch.bool)
         type_ = data_type(tensor.dtype)
         given = tensor.detach().cpu()
         given = (given.to(torch.int32) if given.dtype == torch.uint8 else given).contiguous().clone()

@@ -44,7 +44,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Engine:
-    """library: "TensorRT" or "TensorRT-RTX", in `version`. plan: TensorRT's own bytes."""
+    """library: "TensorRT" or "TensorRT-RTX", in `version`. plan: TensorRT's own bytes.
+
+    host_code: whether it brings a part of TensorRT with it, as engines do that later versions can run.
+    """
 
     library: str
     version: str
@@ -53,15 +56,17 @@ class Engine:
     outputs: tuple[Edge, ...]
     layers: tuple[Layer, ...]
     plan: Tensor
+    host_code: bool
 
 
-def pack(plan: bytes, graph: Graph, target: Target, layers: Sequence[Layer]) -> bytes:
+def pack(plan: bytes, graph: Graph, target: Target, layers: Sequence[Layer], host_code: bool = False) -> bytes:
     names = edge_names(graph)
     header = {
         "format": FORMAT,
         "library": "TensorRT-RTX" if is_rtx() else "TensorRT",
         "version": str(trt().__version__),
         "target": target.to_json(),
+        "host_code": host_code,
         "sha256": hashlib.sha256(plan).hexdigest(),
         "inputs": [_edge(name, value) for name, value in zip(names[0], graph.inputs, strict=True)],
         "outputs": [_edge(name, value) for name, value in zip(names[1], graph.outputs, strict=True)],
@@ -91,6 +96,7 @@ def parse(data: bytes) -> Engine:
             outputs=tuple(map(_read_edge, header["outputs"])),
             layers=tuple(Layer(str(name), str(kind), tuple(map(str, out))) for name, kind, out in header["layers"]),
             plan=plan,
+            host_code=header["host_code"] is True,
         )
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as damage:
         raise EngineMismatch(

@@ -48,6 +48,13 @@ def title() -> str:
     return f"TensorRT{'-RTX' if is_rtx() else ''} {trt().__version__}"
 
 
+def supported() -> tuple[str, ...]:
+    """The GPUs that TensorRT-RTX runs on, as "sm_89"; empty for TensorRT, which lists none."""
+    kinds = getattr(trt(), "ComputeCapability", None) if is_rtx() else None
+    names = [] if kinds is None else [name for name in kinds.__members__ if name.startswith("SM")]
+    return tuple(f"sm_{number}" for number in sorted(int(name.removeprefix("SM")) for name in names))
+
+
 @functools.cache
 def log() -> Any:
     """TensorRT's logger, which passes everything on to the logger "torchsmith.tensorrt" and keeps what went wrong."""

@@ -1,10 +1,13 @@
-"""TensorRT engines at run time: `execute_async_v3` on the caller's stream, as a CUDA graph for each input shape."""
+"""TensorRT engines at run time: `execute_async_v3` in the order of the caller's stream, as a CUDA graph for each input shape."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +18,19 @@ from torchsmith.backends.tensorrt.engine import Edge, Engine, parse
 from torchsmith.backends.tensorrt.library import is_rtx, log, said, title, trt
 from torchsmith.errors import EngineMismatch, InvalidInput, OutOfDeviceMemory
 
-SHAPES_KEPT = 16  # graphs; the one that was not used for longest goes
+SHAPES_KEPT = 16  # sets of sizes; the one that was not used for longest goes
 Shapes = tuple[tuple[int, ...], ...]
+_LOG = logging.getLogger("torchsmith.tensorrt")
+_recording = threading.Lock()  # PyTorch records one graph at a time in a process
 
 
 class TensorRtRunner:
-    """A loaded engine on the device that was current when it was loaded. Thread-safe: calls take turns."""
+    """A loaded engine on the device that was current when it was loaded. Thread-safe: calls take turns.
+
+    The first call at a set of sizes is a plain one, by which TensorRT prepares itself. From then on calls run as a CUDA graph,
+    between memory that stays: TensorRT's engines in one that is recorded here; TensorRT-RTX records its own, as it goes on to
+    compile better kernels after the first calls.
+    """
 
     def __init__(self, data: bytes) -> None:
         """Raises EngineMismatch where the engine is of another kind or version of TensorRT, or does not run on this GPU."""
@@ -28,44 +38,75 @@ class TensorRtRunner:
         check_library(self.engine)
         log().forget()
         self._runtime = trt().Runtime(log())
+        if self.engine.host_code:
+            self._runtime.engine_host_code_allowed = True
         self._loaded = self._runtime.deserialize_cuda_engine(self.engine.plan.numpy().tobytes())
         if self._loaded is None:
             raise EngineMismatch(refusal_of(said()))
-        self._context = self._loaded.create_execution_context()
+        self._context = context_of(self._loaded)
         if self._context is None:
             raise OutOfDeviceMemory(
                 f"the GPU has no memory for the engine's activations: {said()}; free other tensors, and try again"
             )
         self.device = torch.device("cuda", torch.cuda.current_device())
+        self._side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         self._stream: int | None = None  # of the last call
-        self._graphs: OrderedDict[Shapes, Recorded | None] = OrderedDict()
+        self._kept: OrderedDict[Shapes, Kept | None] = OrderedDict()
         self._symbols = symbol_places(self.engine.inputs)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Raises InvalidInput for sizes outside of those that the engine was built for."""
-        given = [t.contiguous() for t in inputs]
-        with self._lock, torch.cuda.device(self.device):
-            stream = torch.cuda.current_stream()
-            self._follow(stream)
-            if torch.cuda.is_current_stream_capturing():
-                return self._enqueue(given, stream)
-            key = tuple(tuple(t.shape) for t in given)
-            if key in self._graphs:
-                self._graphs.move_to_end(key)
-                recorded = self._graphs[key]
-                return self._enqueue(given, stream) if recorded is None else recorded(given)
-            outputs = self._enqueue(given, stream)  # first plain: TensorRT prepares itself for the shape
-            self._graphs[key] = self._record(given, stream)
-            while len(self._graphs) > SHAPES_KEPT:
-                self._graphs.popitem(last=False)
-            return outputs
+        """Raises InvalidInput for sizes outside of those that the engine was built for, and OutOfDeviceMemory."""
+        # memory that stays is written to by calls in any mode, and what is handed out may be used in any
+        with self._lock, torch.cuda.device(self.device), torch.inference_mode(False), torch.no_grad():
+            try:
+                return self._call([t.contiguous() for t in inputs])
+            except torch.OutOfMemoryError as error:
+                raise OutOfDeviceMemory(
+                    f"the GPU has no memory for a call's inputs and outputs ({error}); use a smaller batch, or free other tensors"
+                ) from error
+
+    def _call(self, given: Sequence[Tensor]) -> list[Tensor]:
+        stream = torch.cuda.current_stream()
+        if torch.cuda.is_current_stream_capturing():  # which may wait for nothing outside of the user's graph
+            check_capturable(self._context, stream)
+            return self._enqueue(given, stream)
+        self._follow(stream)
+        key = tuple(tuple(t.shape) for t in given)
+        if (kept := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+            for own, tensor in zip(kept.inputs, given, strict=True):
+                own.copy_(tensor)
+            kept.run(stream)
+            return [output.clone() for output in kept.outputs]
+        with self._beside(stream) as side:
+            outputs = self._enqueue(given, side)
+        if key not in self._kept:
+            self._kept[key] = self._keep(given, stream)
+            while len(self._kept) > SHAPES_KEPT:
+                self._kept.popitem(last=False)
+        return outputs
 
     def _follow(self, stream: Any) -> None:
-        """Let this call's stream wait for the last one's: the context's memory is shared with the call before."""
+        """Let this call's stream wait for the last one's: memory is shared with the call before."""
         if self._stream is not None and self._stream != stream.cuda_stream:
             stream.wait_stream(torch.cuda.ExternalStream(self._stream, self.device))  # type: ignore[no-untyped-call]
+            for kept in filter(None, self._kept.values()):
+                for tensor in (*kept.inputs, *kept.outputs):
+                    tensor.record_stream(stream)  # it goes back to the stream that it was made on
         self._stream = stream.cuda_stream
+
+    @contextmanager
+    def _beside(self, stream: Any) -> Iterator[Any]:
+        """The stream, or in place of the default one another, as TensorRT would wait there for the whole device."""
+        if stream.cuda_stream:
+            yield stream
+            return
+        self._side.wait_stream(stream)
+        try:
+            yield self._side
+        finally:
+            stream.wait_stream(self._side)
 
     def _enqueue(self, inputs: Sequence[Tensor], stream: Any, outputs: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Run once. outputs: memory to write to, else new memory."""
@@ -78,15 +119,16 @@ class TensorRtRunner:
                 )
             context.set_tensor_address(edge.name, address(tensor))
         results, allocators = list[Tensor | None](), dict[str, Allocator]()
-        env = {name: inputs[number].shape[axis] for name, (number, axis) in self._symbols.items()}
         for number, edge in enumerate(self.engine.outputs):
-            shape = self.shape_of(edge, env)
-            if shape is None:  # the data decide
+            if outputs is not None:
+                result = outputs[number]
+            elif (shape := self.shape_of(edge, inputs)) is None:  # the data decide
                 allocators[edge.name] = made = Allocator.of(self.device)
                 context.set_output_allocator(edge.name, made)
                 results.append(None)
                 continue
-            result = outputs[number] if outputs is not None else torch.empty(shape, dtype=edge.dtype, device=self.device)
+            else:
+                result = torch.empty(shape, dtype=edge.dtype, device=self.device)
             context.set_tensor_address(edge.name, address(result))
             results.append(result)
         if not context.execute_async_v3(stream.cuda_stream):
@@ -94,47 +136,87 @@ class TensorRtRunner:
         found = zip(self.engine.outputs, results, strict=True)
         return [allocators[e.name].tensor(e.dtype) if r is None else r for e, r in found]
 
-    def shape_of(self, edge: Edge, env: Mapping[str, int]) -> tuple[int, ...] | None:
-        """An output's shape; None where it depends on the data."""
+    def shape_of(self, edge: Edge, inputs: Sequence[Tensor]) -> tuple[int, ...] | None:
+        """An output's shape for inputs that the context knows; None where it depends on the data."""
         shape = tuple(self._context.get_tensor_shape(edge.name))
         if all(size >= 0 for size in shape):
             return shape
+        env = {name: inputs[number].shape[axis] for name, (number, axis) in self._symbols.items()}
         if not all(isinstance(size, int) or set(sizes.parse(size).symbols) <= set(env) for size in edge.shape):
             return None
         return tuple(sizes.evaluate(size, env) for size in edge.shape)
 
-    def _record(self, inputs: Sequence[Tensor], stream: Any) -> Recorded | None:
-        """The call as a CUDA graph on memory of its own; None where the engine cannot be captured."""
-        env = {name: inputs[number].shape[axis] for name, (number, axis) in self._symbols.items()}
-        shapes = [self.shape_of(edge, env) for edge in self.engine.outputs]
-        if None in shapes or not getattr(self._context, "is_stream_capturable", lambda stream: True)(stream.cuda_stream):
+    def _keep(self, given: Sequence[Tensor], stream: Any) -> Kept | None:
+        """The next calls at these sizes; None where each has to be a plain one."""
+        shapes = [self.shape_of(edge, given) for edge in self.engine.outputs]
+        if None in shapes:
             return None
-        own = [torch.empty_like(t) for t in inputs]
+        inputs = [torch.empty_like(t) for t in given]
         outputs = [
             torch.empty(shape, dtype=edge.dtype, device=self.device)  # type: ignore[arg-type]
             for edge, shape in zip(self.engine.outputs, shapes, strict=True)
         ]
+
+        def plain(stream: Any) -> None:
+            with self._beside(stream) as side:
+                self._enqueue(inputs, side, outputs)
+
+        if is_rtx():
+            return Kept(inputs, outputs, plain)
+        graph = self._recorded(inputs, outputs, stream)
+        return None if graph is None else Kept(inputs, outputs, lambda stream: graph.replay())
+
+    def _recorded(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], stream: Any) -> torch.cuda.CUDAGraph | None:
+        """A CUDA graph of a call on this memory; None for engines that cannot be recorded, as some with loops."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._enqueue(own, torch.cuda.current_stream(), outputs)
-        return Recorded(graph, own, outputs)
+        self._side.wait_stream(stream)
+        try:
+            with _recording, torch.cuda.stream(self._side):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._enqueue(inputs, self._side, outputs)
+                finally:
+                    graph.capture_end()
+        except (EngineMismatch, RuntimeError) as error:  # what TensorRT says, or CUDA when the recording ends
+            _LOG.info("this engine runs without a CUDA graph: %s", error)
+            return None
+        stream.wait_stream(self._side)
+        return graph
 
     def inspect(self) -> str:
         """What TensorRT says of the engine's layers, as JSON."""
-        return str(self._loaded.create_engine_inspector().get_engine_information(trt().LayerInformationFormat.JSON))
+        inspector = self._loaded.create_engine_inspector()
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(trt().LayerInformationFormat.JSON))
 
 
-class Recorded:
-    """A CUDA graph of one call; inputs are copied in, and outputs out."""
+@dataclass(frozen=True)
+class Kept:
+    """Calls at one set of sizes: memory that inputs are copied into and outputs out of, and what runs between, on a stream."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        self.graph, self.inputs, self.outputs = graph, inputs, outputs
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    run: Callable[[Any], None]
 
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
-        self.graph.replay()
-        return [output.clone() for output in self.outputs]
+
+def context_of(loaded: Any) -> Any:
+    """What runs the engine. TensorRT-RTX is told to record CUDA graphs, which it does not do by itself."""
+    strategies = getattr(trt(), "CudaGraphStrategy", None)
+    if strategies is None or not is_rtx():
+        return loaded.create_execution_context()
+    settings = loaded.create_runtime_config()
+    settings.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
+    return loaded.create_execution_context(settings)
+
+
+def check_capturable(context: Any, stream: Any) -> None:
+    """Raises EngineMismatch where TensorRT-RTX, which is asked, would not have this call in a CUDA graph of the user's."""
+    asked = getattr(context, "is_stream_capturable", None)
+    if asked is not None and not asked(stream.cuda_stream):
+        raise EngineMismatch(
+            f"{title()} cannot run this engine while a CUDA graph is recorded; call the module outside of it, where its calls "
+            "run as CUDA graphs of their own"
+        )
 
 
 class Allocator:

@@ -21,10 +21,7 @@ def scatter_elements(e: Emission, op: ScatterElements, x: Any, index: Any, value
     if 0 in e.node.inputs[1].type.shape:
         return e.layer(e.network.add_identity(x))
     if op.reduction == "none":
-        layer = e.network.add_scatter(x, index, values, trt().ScatterMode.ELEMENT)
-        if layer is not None:
-            layer.axis = op.dim
-        return e.layer(layer)
+        return _put(e, x, index, values, trt().ScatterMode.ELEMENT, op.dim)
     return _combined(e, op.dim, op.reduction, x, index, values)
 
 
@@ -33,10 +30,21 @@ def scatter_rows(e: Emission, op: ScatterRows, x: Any, index: Any, values: Any) 
     if 0 in e.node.inputs[1].type.shape:
         return e.layer(e.network.add_identity(x))
     if not op.accumulate:
-        where = e.reshape_to(index, (-1, 1))
-        return e.layer(e.network.add_scatter(x, where, values, trt().ScatterMode.ND))
+        return _put(e, x, e.reshape_to(index, (-1, 1)), values, trt().ScatterMode.ND, 0)
     rank = len(x.shape)
     return _combined(e, 0, "sum", x, e.reshape_to(index, (-1, *[1] * (rank - 1))), values)
+
+
+def _put(e: Emission, x: Any, index: Any, values: Any, mode: Any, dim: int) -> Any:
+    """The layer, which takes numbers: bools are 0 and 1 in it."""
+    dtype: torch.dtype = e.node.inputs[0].type.dtype
+    if dtype == torch.bool:
+        x, values = e.to(x, torch.int32), e.to(values, torch.int32)
+    layer = e.network.add_scatter(x, index, values, mode)
+    if layer is not None and mode == trt().ScatterMode.ELEMENT:
+        layer.axis = dim
+    y = e.layer(layer)
+    return e.to(y, dtype) if dtype == torch.bool else y
 
 
 def _combined(e: Emission, dim: int, reduction: str, x: Any, index: Any, values: Any) -> Any:
