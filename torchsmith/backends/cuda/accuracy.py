@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsmith.backends.cuda.float8 import FLOAT8, Float8Attention, Float8Linear
 from torchsmith.backends.cuda.fuse.fused import bind_graph, flattened
 from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.ir.graph import Graph, Node, Value
@@ -21,12 +22,18 @@ from torchsmith.ops.quantize import Quantize
 WORSE = 1.1  # than PyTorch's own error
 WORST_ELEMENT = 8.0  # times PyTorch's largest error of one element
 # What reordered sums and rounded intermediate results may add, relative to the norm.
-FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3}
+FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 2e-3, FLOAT8: 0.0}
 # What rounding both operands of a product to TF32 adds, where it is allowed and PyTorch's own kernel happens not to: 3e-4 for
 # normal numbers.
 TF32_FLOOR = 4e-4
 # Of what is rounded to eight bits: of some thousand numbers that lie between two steps, one may be rounded the other way.
 QUANTIZED_FLOOR = 2e-3
+# Steps of float8 are up to an eighth of a number: what moves by 1e-3, as sums of thousands of products in tensor cores do (see
+# `float8.py`), is rounded the other way once in a hundred times, which makes 1e-2 of it.
+FLOAT8_FLOOR, FLOAT8_QUANTIZED_FLOOR = 5e-3, 2e-2
+# Rounding probabilities to three bits makes 3e-2; what a kernel rounds are exponentials that are not yet divided by their sum,
+# which are other numbers, and one that rounds none is off by as much from what rounds them.
+PROBABILITIES_FLOOR = 6e-2
 _CHUNK = 1 << 24  # elements compared at once, so that float64 copies stay small
 
 
@@ -61,7 +68,8 @@ class References:
         return [_distance(e, w) for e, w in zip(self.eager, self.wide, strict=True)]
 
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for t in (*self.wide, *self.eager) if t.is_floating_point())
+        floats = [t.float() if t.dtype == FLOAT8 else t for t in (*self.wide, *self.eager) if t.is_floating_point()]
+        return all(bool(torch.isfinite(t).all()) for t in floats)
 
 
 def body_of(node: Node, at: dict[str, int]) -> Graph:
@@ -82,13 +90,22 @@ def references(body: Graph, inputs: Sequence[Tensor], tf32: Tf32 | None = None) 
     floor = max((FLOORS.get(d, 0.25) for d in dtypes), default=0.0)
     if any(tf32.of_node(n) and not isinstance(n.op, Attention) for n in body.nodes):  # attention makes up for it
         floor = max(floor, TF32_FLOOR)
-    if any(isinstance(n.op, Quantize) for n in body.nodes):
-        floor = max(floor, QUANTIZED_FLOOR)
+    floor = max([floor, *map(_floor, body.nodes)])
     try:
         wide = interpret(widened(body), [t.double() if t.is_floating_point() else t for t in inputs])
     except (torch.OutOfMemoryError, NotImplementedError):
         return References(eager, eager, 3 * floor)
     return References(wide, eager, floor)
+
+
+def _floor(node: Node) -> float:
+    """What an op adds that rounds to eight bits, or multiplies such numbers."""
+    op = node.op
+    if isinstance(op, Float8Attention) and op.probabilities is not None:
+        return PROBABILITIES_FLOOR
+    if isinstance(op, Quantize):
+        return FLOAT8_QUANTIZED_FLOOR if op.dtype == FLOAT8 else QUANTIZED_FLOOR
+    return FLOAT8_FLOOR if isinstance(op, (Float8Linear, Float8Attention)) else 0.0
 
 
 def judge(found: Sequence[Tensor], wanted: References) -> Accuracy:

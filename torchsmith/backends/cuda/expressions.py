@@ -1,7 +1,8 @@
 """Triton text of pointwise ops, over names for their operands.
 
-Floating values are float32 in registers (float64 in float64), whatever their dtypes; integers and bools keep theirs. The
-functions named here are Triton's own, or those of `kernels/common.py` and `kernels/functions.py`.
+Floating values are float32 in registers (float64 in float64), whatever their dtypes; integers and bools keep theirs, and so do
+floats of eight bits, which are quantized numbers. The functions named here are Triton's own, or those of `kernels/common.py` and
+`kernels/functions.py`.
 """
 
 from __future__ import annotations
@@ -102,15 +103,25 @@ COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 def register_type(dtype: torch.dtype) -> str:
     """What a value is in registers."""
-    if dtype.is_floating_point:
+    if dtype.is_floating_point and dtype.itemsize > 1:
         return "fp64" if dtype == torch.float64 else "fp32"
     return TRITON_TYPES[dtype]
 
 
 def python_type(name: str) -> str:
     """tl's attribute for a Triton type."""
-    named = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "i1": "int1", "u8": "uint8"}
-    return named.get(name, name.replace("i", "int", 1) if name.startswith("i") else name)
+    return _PYTHON_NAMES.get(name, name.replace("i", "int", 1) if name.startswith("i") else name)
+
+
+_PYTHON_NAMES = {
+    **{"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16", "fp8e4nv": "float8e4nv"},
+    **{"i1": "int1", "u8": "uint8"},
+}
+
+
+def no_integer(number: str, register: str) -> str:
+    """A number's text as what masked loads give besides: Triton makes no float8 of an integer. register: the loads' type."""
+    return "0.0" if register == "float8e4nv" and number == "0" else number
 
 
 def literal(number: float) -> str:
@@ -127,7 +138,7 @@ def expression(node: Node, names: Sequence[str]) -> str:
         given = ", ".join(str(v.type.dtype).removeprefix("torch.") for v in node.inputs)
         raise Unsupported(f"{node.op} of {given} has no Triton expression")
     (output,) = node.outputs
-    if output.type.dtype.is_floating_point:
+    if register_type(output.type.dtype) in ("fp32", "fp64"):
         return text
     return f"({text}).to(tl.{python_type(register_type(output.type.dtype))})"
 
@@ -221,6 +232,8 @@ def _quantize(node: Node, names: Sequence[str]) -> str | None:
         return None
     scale = _number(names[1])
     scaled = f"{names[0]} * {f'tl.div_rn(1.0, {names[1]})' if scale is None else literal((1.0 / torch.tensor(scale)).item())}"
+    if op.dtype.is_floating_point:
+        return scaled  # GPUs' casts to these saturate: PTX ISA, cvt.rn.satfinite.e4m3x2.f32
     if len(names) == 2:
         return f"quantized({scaled}, {float(op.low)}, {float(op.high)})"
     zero = _number(names[2])

@@ -119,7 +119,7 @@ def is_view(node: Node, placed: Placed) -> bool:
 # ---- concatenation --------------------------------------------------------------------------------------------------------
 
 # Fused nodes, and ops alone, whose kernels write through whatever strides the output has.
-STRIDED_KINDS = frozenset({"gemm", "gemm_int8", "convolution", "convolution_int8", "depthwise", "pool", "pointwise"})
+STRIDED_KINDS = frozenset({"gemm", "gemm_int8", "gemm_float8", "convolution", "convolution_int8", "depthwise", "pool", "pointwise"})
 STRIDED_OPS = frozenset({"Convolution", "Linear", "MatMul", "MaxPool", "AvgPool", "AdaptiveAvgPool", "Resize", "Pad", "Tile"})
 _ALIGNED_BYTES = 16  # a kernel stores whole vectors only at multiples of its vector
 
@@ -194,7 +194,7 @@ def dense_rule(node: Node, value: Value, placed: Placed) -> Shape:
     shape = value.type.shape
     if value.type.rank == 4 and _is_spatial(node):
         return channels_last(shape)
-    if value.type.rank > 3 and _has(node, "Attention"):
+    if value.type.rank > 3 and (_has(node, "Attention") or _has(node, "Float8Attention")):
         # every query's heads lie together, as the projection that follows takes them
         *batch, length, features = range(value.type.rank)
         return dense_like(value.type, (batch[0], length, *batch[1:], features))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from torchsmith.backends.cuda.emission import TRITON_TYPES
-from torchsmith.backends.cuda.expressions import expression, literal, python_type, register_type
+from torchsmith.backends.cuda.expressions import expression, literal, no_integer, python_type, register_type
 from torchsmith.backends.cuda.layout import Placed
 from torchsmith.backends.cuda.steps import Hook
 from torchsmith.errors import Unsupported
@@ -149,7 +149,7 @@ class HookWriter:
         register = python_type(register_type(value.type.dtype))
         if space.masks is not None:
             mask = " & ".join(m for index, m in space.masks if m and self._depends(value, space, index))
-        guard = "" if where == "0" or not mask else f", mask={mask}, other=0"
+        guard = "" if where == "0" or not mask else f", mask={mask}, other={no_integer('0', register)}"
         self.loads[len(self.lines)] = (f"tl.load({pointer} + {where}{guard})", f"tl.{register}")
         self.lines.append(f"{name} = tl.load({pointer} + {where}{guard}).to(tl.{register})")
         self.names[value] = name

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torchsmith.backends.cuda.emission import TRITON_TYPES
-from torchsmith.backends.cuda.expressions import literal, python_type, register_type
+from torchsmith.backends.cuda.expressions import literal, no_integer, python_type, register_type
 from torchsmith.backends.cuda.program import READS, HookWriter, Space
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, same, simplify, total
@@ -39,6 +39,7 @@ def _fetch(writer: HookWriter, value: Value, place: str, mask: str, other: str =
     if tensor is not None and tensor.numel() == 1:
         return writer.add(f"tl.where({mask}, {literal(tensor.item())}, {other})")
     register = python_type(register_type(value.type.dtype))
+    other = no_integer(other, register)
     if not re.search("[a-z]", place):
         place = f"({mask}).to(tl.int32) * 0"  # one element, wherever it is wanted
     return writer.add(f"tl.load({writer.operand(value)} + {place}, mask={mask}, other={other}).to(tl.{register})")

@@ -97,7 +97,9 @@ _FLOPS: dict[str, Callable[[Node], Any]] = {
     "ConvolutionTransposed": _transposed,
     "Linear": _product,
     "IntegerLinear": _product,
+    "Float8Linear": _product,
     "IntegerConvolution": _convolution,
     "MatMul": _product,
     "Attention": _attention,
+    "Float8Attention": _attention,
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchsmith.backends.cuda.accuracy import Accuracy, References, body_of, index_limit, judge, references
 from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.driver import Function, driver
+from torchsmith.backends.cuda.float8 import FLOAT8
 from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.memory import ALIGNMENT
 from torchsmith.backends.cuda.precision import Tf32, running
@@ -184,7 +185,10 @@ class Bench:
             if root in storage or root in candidate.tensors:
                 continue
             numel, dtype = self.numel(root, candidate), value.type.dtype
-            if dtype.is_floating_point:
+            if dtype == FLOAT8:  # what was quantized: all of its range
+                drawn = draw(numel, generator, self.device) * (torch.finfo(FLOAT8).max / 4)
+                storage[root] = drawn.clamp(torch.finfo(FLOAT8).min, torch.finfo(FLOAT8).max).to(FLOAT8)
+            elif dtype.is_floating_point:
                 storage[root] = draw(numel, generator, self.device).to(dtype)
             elif dtype == torch.bool:
                 storage[root] = torch.rand(numel, generator=generator, device=self.device) < 0.9

@@ -15,7 +15,7 @@ OUTPUTS = 2  # of what follows a norm
 MAX_REGION = 6  # between a value that is used twice and where its uses meet again
 SCALED = frozenset({"Quantize", "Dequantize"})
 LOADING = frozenset(
-    {"gemm", "gemm_int8", "convolution", "convolution_int8", "depthwise"}
+    {"gemm", "gemm_int8", "gemm_float8", "convolution", "convolution_int8", "depthwise"}
 )  # kinds whose epilogues may start with what they load
 
 
@@ -158,6 +158,8 @@ def kind_of(node: Node) -> str | None:
         return "gemm"
     if name == "IntegerLinear":
         return "gemm_int8"
+    if name == "Float8Linear":
+        return "gemm_float8"
     if name == "IntegerConvolution":
         return "gemm_int8" if reads_pixels_alone(node) else "convolution_int8"
     if name == "Convolution":
@@ -171,6 +173,7 @@ MAINS = {
     **dict.fromkeys(("MaxPool", "AvgPool", "AdaptiveAvgPool"), "pool"),
     "Reduce": "reduce",
     "Attention": "attention",
+    "Float8Attention": "attention_float8",
 }
 
 

@@ -103,7 +103,7 @@ def wrap(graph: Graph, clusters: Sequence[tuple[str, Sequence[Node]]], nested: b
 _MAIN = frozenset(
     {
         *("Convolution", "Linear", "MatMul", "Attention", "LayerNorm", "RmsNorm", "GroupNorm", "Softmax"),
-        *("IntegerLinear", "IntegerConvolution"),
+        *("IntegerLinear", "IntegerConvolution", "Float8Linear", "Float8Attention"),
     }
 )
 

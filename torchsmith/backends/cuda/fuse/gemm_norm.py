@@ -36,7 +36,7 @@ def gemm_norm(graph: Graph) -> Graph:
 def is_linear(node: Node) -> bool:
     """Whether the node is a linear layer, with what follows it: nothing before, one output."""
     nodes = node.op.body.nodes if isinstance(node.op, Fused) else (node,)
-    products = {"gemm": "Linear", "gemm_int8": "IntegerLinear"}
+    products = {"gemm": "Linear", "gemm_int8": "IntegerLinear", "gemm_float8": "Float8Linear"}
     return type(nodes[0].op).__name__ == products.get(kind_of(node) or "") and len(node.outputs) == 1
 
 

@@ -16,7 +16,7 @@ def masks(graph: Graph) -> Graph:
 
 
 def _hides_nothing(node: Node, seen: Seen) -> Sequence[Value] | None:
-    if type(node.op).__name__ != "Attention" or len(node.inputs) < 4:
+    if type(node.op).__name__ not in ("Attention", "Float8Attention") or len(node.inputs) < 4:
         return None
     mask = node.inputs[3]
     while (before := seen.producer(mask)) is not None and type(before.op).__name__ in ("Expand", "Reshape", "Permute", "Slice"):

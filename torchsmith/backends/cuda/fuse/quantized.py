@@ -1,6 +1,7 @@
-"""Quantize/dequantize pairs become products of int8, whose scales are part of what follows them; int8 tensors flow between.
+"""Quantize/dequantize pairs become products of eight bits, whose scales are part of what follows them; bytes flow between.
 
     Linear(Dequantize(q, s), Dequantize(w, t), bias)  ->  float(IntegerLinear(q, w)) * (s * t) + (bias - zero point's share)
+    of float8                                         ->  Float8Linear(q, w) * (s * t) + bias, and attention likewise
 
 What is left of the pairs is pointwise: a kernel quantizes what it writes, another one dequantizes what it loads.
 """
@@ -14,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchsmith.backends.cuda.float8 import FLOAT8, Float8Attention, Float8Linear
 from torchsmith.backends.cuda.fuse.epilogue import kind_of
+from torchsmith.backends.cuda.fuse.quantized_parts import before_move, quantized_parts
 from torchsmith.backends.cuda.fuse.rules import apply
 from torchsmith.backends.cuda.fuse.siblings import siblings
 from torchsmith.backends.cuda.integers import LEAST_CHANNELS, IntegerConvolution, IntegerLinear
@@ -32,14 +35,17 @@ from torchsmith.ops.quantize import Dequantize, Quantize
 MOVES = frozenset({"Reshape", "Permute", "Slice", "Expand"})
 ORDERED = frozenset({"MaxPool"})  # the greatest of some numbers is that of the integers that they are
 OFFSET = 128  # from uint8 to int8
+CUTS = 2  # a value's parts may be cut once more
 
 
 def quantized(graph: Graph) -> Graph:
     if not any(isinstance(node.op, (Quantize, Dequantize)) for node in graph.nodes):
         return graph
-    moving = [_of_constant, _cast, _move_before, _concatenation, _move_after]
+    moving = [_of_constant, _cast, _cast_before, _move_before, _concatenation, _move_after]
     graph = siblings(apply(_signed(graph), moving))  # while weights and scales are still apart
-    graph = apply(graph, [*moving, _product])
+    for _ in range(CUTS):
+        graph = apply(quantized_parts(graph), moving)
+    graph = apply(graph, [*moving, _product, _attention])
     return _for_each_user(apply(graph, [_of_weights, _per_channel]))
 
 
@@ -100,10 +106,21 @@ def _cast(node: Node, seen: Seen) -> Sequence[Value] | None:
     return [replace(before.op, dtype=node.outputs[0].type.dtype)(*before.inputs)]
 
 
+def _cast_before(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """What is quantized is made wider for it anyway."""
+    before = seen.producer(node.inputs[0]) if isinstance(node.op, Quantize) else None
+    if before is None or not isinstance(before.op, Cast) or node.inputs[0].type.dtype != torch.float32:
+        return None
+    x = before.inputs[0]
+    return [node.op(x, *node.inputs[1:])] if x.type.dtype in (torch.float16, torch.bfloat16) else None
+
+
 def _move_before(node: Node, seen: Seen) -> Sequence[Value] | None:
     """What moves elements about, or chooses among them, does so with integers: a product finds them behind it."""
     before = seen.producer(node.inputs[0]) if type(node.op).__name__ in MOVES | ORDERED else None
     if before is None or not isinstance(before.op, Dequantize) or before.op.axis is not None:
+        return None
+    if type(node.op).__name__ in ORDERED and before.inputs[0].type.dtype == FLOAT8:
         return None
     return [before.op(node.op(before.inputs[0]), *before.inputs[1:])]
 
@@ -123,10 +140,17 @@ def _concatenation(node: Node, seen: Seen) -> Sequence[Value] | None:
 
 def _move_after(node: Node, seen: Seen) -> Sequence[Value] | None:
     """A kernel quantizes what it writes, if nothing but moves follows it."""
-    before = seen.producer(node.inputs[0]) if isinstance(node.op, Quantize) and node.op.axis is None else None
+    before = seen.producer(node.inputs[0]) if isinstance(node.op, Quantize) else None
     if before is None or type(before.op).__name__ not in MOVES - {"Slice"} or seen.uses(node.inputs[0]) > 1:
         return None
-    return [before.op(node.op(before.inputs[0], *node.inputs[1:]))]
+    if node.op.axis is None:  # type: ignore[attr-defined]
+        return [before.op(node.op(before.inputs[0], *node.inputs[1:]))]
+    scales = seen.constant(node.inputs[1])
+    found = None if scales is None or len(node.inputs) > 2 else before_move(before, node.op.axis, scales)  # type: ignore[attr-defined]
+    if found is None:
+        return None
+    axis, moved = found
+    return [before.op(replace(node.op, axis=axis)(before.inputs[0], constant(moved, "scale")))]  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -167,13 +191,15 @@ def _product(node: Node, seen: Seen) -> Sequence[Value] | None:
     weight = seen.constant(w.q)
     if weight is None or w.zero_point is not None or node.outputs[0].type.dtype == torch.float64:
         return None
-    main = _integer_op(node)
+    main = _main_op(node, weight.dtype) if x.q.type.dtype == weight.dtype else None
     share = None if main is None else _share(main, x, weight)
     if main is None or (share is None and x.zero_point is not None):
         return None
     channels = (-1, *[1] * (weight.dim() - 2))  # of the result, from the right
     scale = (x.scale * w.scale).expand(weight.shape[0]).reshape(channels)
-    y = Binary("mul")(Cast(torch.float32)(main(x.q, w.q)), constant(scale.contiguous(), "scale"))
+    sums = main(x.q, w.q)
+    sums = sums if sums.type.dtype == torch.float32 else Cast(torch.float32)(sums)
+    y = Binary("mul")(sums, constant(scale.contiguous(), "scale"))
     added = None if bias is None else bias.double().reshape(channels)
     if share is not None:
         added = (0.0 if added is None else added) - share.double() * scale.double()
@@ -191,10 +217,28 @@ def _in_channels_last(added: Tensor) -> Value:
     return y
 
 
-def _integer_op(node: Node) -> IntegerLinear | IntegerConvolution | None:
-    """The product of int8 in the place of a node; None where there is no kernel for it."""
+def _attention(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """Attention of three float8 pairs, each of one scale."""
+    if type(node.op).__name__ != "Attention" or node.outputs[0].type.dtype == torch.float64:
+        return None
+    op: Any = node.op
+    three = [_integers(v, seen) for v in node.inputs[:3]]
+    if any(p is None or p.axis is not None or p.q.type.dtype != FLOAT8 for p in three):
+        # the kernels of wider floats round no probabilities
+        return [replace(op, probabilities=None)(*node.inputs)] if op.probabilities is not None else None
+    q, k, v = (p for p in three if p is not None)
+    main = Float8Attention(op.scale * float(q.scale) * float(k.scale), op.causal, op.probabilities)
+    y = Binary("mul")(main(q.q, k.q, v.q, *node.inputs[3:]), constant(v.scale, "scale"))
+    wanted = node.outputs[0].type.dtype
+    return [y if wanted == torch.float32 else Cast(wanted)(y)]
+
+
+def _main_op(node: Node, dtype: torch.dtype) -> IntegerLinear | IntegerConvolution | Float8Linear | None:
+    """The product of eight bits in the place of a node; None where there is no kernel for it."""
     op: Any = node.op
     weight = node.inputs[1].type
+    if dtype == FLOAT8:
+        return Float8Linear() if type(op).__name__ == "Linear" else None
     main: IntegerLinear | IntegerConvolution = IntegerLinear()
     if type(op).__name__ == "Convolution":
         if op.groups != 1 or weight.rank != 4 or weight.shape[1] < LEAST_CHANNELS:
@@ -207,12 +251,12 @@ def _integer_op(node: Node) -> IntegerLinear | IntegerConvolution | None:
     return main
 
 
-def _share(main: IntegerLinear | IntegerConvolution, x: Integers, weight: Tensor) -> Tensor | None:
+def _share(main: IntegerLinear | IntegerConvolution | Float8Linear, x: Integers, weight: Tensor) -> Tensor | None:
     """What the zero point adds to the sums: one number a channel, or one a pixel where some see padding, which stands for 0.
 
     None where there is none, and where it is not known.
     """
-    if x.zero_point is None:
+    if x.zero_point is None or isinstance(main, Float8Linear):
         return None
     if isinstance(main, IntegerLinear) or not any(map(any, main.padding)):
         share = weight.flatten(1).sum(1, dtype=torch.int32) * x.zero_point.to(torch.int32)
@@ -245,7 +289,9 @@ def _per_channel(node: Node, seen: Seen) -> Sequence[Value] | None:
         wide = x if x.type.dtype == torch.float32 else Cast(torch.float32)(x)
         scaled = Binary("mul")(wide, constant((1.0 / scale).reshape(spread), "scale"))
         return [replace(op, axis=None)(scaled, constant(torch.tensor(1.0), "one"))]
-    y = Binary("mul")(Cast(torch.float32)(x), constant(scale.reshape(spread), "scale"))
+    one = constant(torch.tensor(1.0), "one")
+    number = Dequantize(torch.float32)(x, one) if x.type.dtype == FLOAT8 else Cast(torch.float32)(x)
+    y = Binary("mul")(number, constant(scale.reshape(spread), "scale"))
     return [y if op.dtype == torch.float32 else Cast(op.dtype)(y)]
 
 

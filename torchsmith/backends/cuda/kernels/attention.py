@@ -25,13 +25,13 @@ def attention(
     OFFSETS: tl.constexpr, PLACE: tl.constexpr, EPILOGUE: tl.constexpr,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, EVEN: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, V: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head. Grid: (heads * blocks of queries).
 
     OFFSETS: of the batch's number to the offsets of q, k, v and the mask. MASK: "", "bool" or "add". SCALE: with log2(e) in
     it. EVEN: whether S is a multiple of BLOCK_N. TAIL: keys of a smaller block after the whole ones, or 0 where the last of the
-    blocks reaches past S.
+    blocks reaches past S. WIDEN: make halves of values that are float8; else exponentials are rounded to it.
     """
     blocks = tl.cdiv(L, BLOCK_M)
     batch = tl.program_id(0) // blocks
@@ -57,12 +57,12 @@ def attention(
     for start in range(0, end, BLOCK_N):
         greatest, total, acc = attend(
             query, k_first, v_first, mask, mask_batch, start, S, rows, row_mask, features, col_mask, greatest, total, acc,
-            k_row, v_row, mask_row, mask_col, SCALE, CAUSAL, MASK, EVEN or TAIL > 0, PRECISION, E, BLOCK_N,
+            k_row, v_row, mask_row, mask_col, SCALE, CAUSAL, MASK, EVEN or TAIL > 0, PRECISION, E, BLOCK_N, WIDEN,
         )  # fmt: skip
     if TAIL > 0:
         greatest, total, acc = attend(
             query, k_first, v_first, mask, mask_batch, end, S, rows, row_mask, features, col_mask, greatest, total, acc,
-            k_row, v_row, mask_row, mask_col, SCALE, CAUSAL, MASK, False, PRECISION, E, TAIL,
+            k_row, v_row, mask_row, mask_col, SCALE, CAUSAL, MASK, False, PRECISION, E, TAIL, WIDEN,
         )  # fmt: skip
     let_next_start(PDL)
     if MASK != "":
@@ -82,7 +82,7 @@ def attend(
     query, k_first, v_first, mask, mask_batch, start, S, rows, row_mask, features, col_mask, greatest, total, acc,
     k_row, v_row, mask_row, mask_col,
     SCALE: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    E: tl.constexpr, BLOCK_N: tl.constexpr,
+    E: tl.constexpr, BLOCK_N: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """`greatest`, `total` and `acc` with the keys from `start` on taken in. WHOLE: whether all BLOCK_N of them are there."""
     # scores are scaled where their greatest is taken off, in one instruction, unless something else has to come between
@@ -95,6 +95,8 @@ def attend(
         k_mask, v_mask = k_mask & left[None, :], v_mask & left[:, None]
     key = tl.load(k_first + keys[None, :] * k_row, mask=k_mask, other=0.0)
     value = tl.load(v_first + keys[:, None] * v_row, mask=v_mask, other=0.0)
+    if WIDEN:
+        value = value.to(tl.float16)
     scores = dot(query, key, tl.zeros((query.shape[0], BLOCK_N), tl.float32), PRECISION)
     if BEFORE != 1.0:
         scores *= BEFORE
@@ -113,8 +115,10 @@ def attend(
     base = higher
     if MASK != "":
         base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing has taken part yet
-    powers = exp2(scores * AFTER - base[:, None])
     less = exp2(greatest - base)
+    if value.dtype == tl.float8e4nv:
+        base -= 8.807354922057604  # exponentials up to 448, as their sums then are: all of float8's range
+    powers = exp2(scores * AFTER - base[:, None])
     total = total * less + tl.sum(powers, 1)
     acc = dot(powers.to(value.dtype), value, acc * less[:, None], PRECISION)
     return higher, total, acc

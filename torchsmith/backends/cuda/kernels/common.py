@@ -114,11 +114,21 @@ def nearest_tf32(x):
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, summed in float32, of int8 in int32. PRECISION: of float32 operands ("ieee", "tf32", "tf32x3")."""
+    """acc + a @ b, summed in float32, of int8 in int32. PRECISION: of float32 operands ("ieee", "tf32", "tf32x3").
+
+    Of float8: "fast", summed as tensor cores do, which keep 13 bits behind the leading one on Hopper; "promoted", where what they
+    sum up is added to float32 sums after at most 128 terms.
+    """
     if a.dtype == tl.int8:
         return tl.dot(a, b, acc, out_dtype=tl.int32)
     elif INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    elif a.dtype == tl.float8e4nv:
+        if PRECISION == "promoted":
+            TERMS: tl.constexpr = a.shape[1]
+            return tl.dot(a, b, acc, max_num_imprecise_acc=TERMS if TERMS < 128 else 128)
+        else:
+            return tl.dot(a, b, acc)
     elif PRECISION == "tf32" and a.dtype == tl.float32:
         return tl.dot(nearest_tf32(a), nearest_tf32(b), acc, input_precision="tf32")
     else:

@@ -58,50 +58,56 @@ class AttentionTemplate:
 
     def configs(self, e: Emission) -> Sequence[AttentionConfig]:
         p = problem_of(e)
+        check_floats(p.parts.main.inputs[:1])
+        if p.parts.main.op.probabilities is not None:  # type: ignore[attr-defined]
+            raise Unsupported("probabilities are rounded where queries, keys and values are float8 too")
         found = shapes_of(e, p, p.parts.main.inputs[0].type.dtype)
         self.emit(Emission(e.node, e.views, e._packed), found[0])  # whether the hooks can be written
         return found
 
     def emit(self, e: Emission, config: AttentionConfig) -> None:
         p = problem_of(e)
-        main, (output,) = p.parts.main, p.parts.outputs
-        q, k, v, *rest = main.inputs
-        mask = rest[0] if rest else None
-        writer = HookWriter(e.views, e.constant)
-        strides = {name: e.view(value).strides for name, value in (("q", q), ("k", k), ("v", v))}
-        mask_row, mask_col = _mask_strides(e, mask, p) if mask else (0, 0)
-        even = isinstance(p.keys, int) and p.keys % config.block_n == 0
         # where it may round, PyTorch's kernel makes three products of TF32, which is all but float32; so does this one
-        precision = "tf32x3" if e.precision(main) == "tf32" else "ieee"
-        e.launch(
-            attention,
-            (blocks_of(p.length, config.block_m) * p.heads,),
-            {
-                **dict(q=q, k=k, v=v, mask=mask, y=output, L=p.length, S=p.keys, mask_row=mask_row, mask_col=mask_col),
-                **{f"{name}_row": s[-2] for name, s in strides.items()},
-                **{f"{name}_col": s[-1] for name, s in strides.items()},
-                **dict(OFFSETS=_offsets(e, p, writer, (q, k, v, mask)), **_results(e, p, writer)),
-                **dict(SCALE=float(main.op.scale) * math.log2(math.e), CAUSAL=bool(main.op.causal)),  # type: ignore[attr-defined]
-                **dict(MASK="" if mask is None else "bool" if mask.type.dtype == torch.bool else "add", EVEN=even),
-                **dict(TAIL=0 if main.op.causal else tail_of(p.keys, config.block_n)),  # type: ignore[attr-defined]
-                **dict(E=p.features, V=p.values, BLOCK_E=max(16, up(p.features)), BLOCK_V=max(16, up(p.values))),
-                **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, PRECISION=precision, PDL=True),
-                **writer.arguments(),
-            },
-            writes=[output],
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-        )
+        emit_attention(e, p, config, "tf32x3" if e.precision(p.parts.main) == "tf32" else "ieee")
+
+
+def emit_attention(e: Emission, p: Problem, config: AttentionConfig, precision: str, widen: bool = False, least: int = 16) -> None:
+    """Add the kernel. widen: make halves of the values. least: elements that tensor cores take at once of what is summed over."""
+    main, (output,) = p.parts.main, p.parts.outputs
+    q, k, v, *rest = main.inputs
+    mask = rest[0] if rest else None
+    writer = HookWriter(e.views, e.constant)
+    strides = {name: e.view(value).strides for name, value in (("q", q), ("k", k), ("v", v))}
+    mask_row, mask_col = _mask_strides(e, mask, p) if mask else (0, 0)
+    even = isinstance(p.keys, int) and p.keys % config.block_n == 0
+    e.launch(
+        attention,
+        (blocks_of(p.length, config.block_m) * p.heads,),
+        {
+            **dict(q=q, k=k, v=v, mask=mask, y=output, L=p.length, S=p.keys, mask_row=mask_row, mask_col=mask_col),
+            **{f"{name}_row": s[-2] for name, s in strides.items()},
+            **{f"{name}_col": s[-1] for name, s in strides.items()},
+            **dict(OFFSETS=_offsets(e, p, writer, (q, k, v, mask)), **_results(e, p, writer)),
+            **dict(SCALE=float(main.op.scale) * math.log2(math.e), CAUSAL=bool(main.op.causal)),  # type: ignore[attr-defined]
+            **dict(MASK="" if mask is None else "bool" if mask.type.dtype == torch.bool else "add", EVEN=even),
+            **dict(TAIL=0 if main.op.causal else tail_of(p.keys, config.block_n, least)),  # type: ignore[attr-defined]
+            **dict(E=p.features, V=p.values, BLOCK_E=max(least, up(p.features)), BLOCK_V=max(16, up(p.values))),
+            **dict(BLOCK_M=config.block_m, BLOCK_N=config.block_n, PRECISION=precision, WIDEN=widen, PDL=True),
+            **writer.arguments(),
+        },
+        writes=[output],
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
 
 
 def problem_of(e: Emission) -> Problem:
     """Raises Unsupported for heads wider than 256, unknown numbers of features, and what does not fit 32-bit offsets."""
-    parts = parts_of(e.node, "Attention")
+    parts = parts_of(e.node, "Attention", "Float8Attention")
     main = parts.main
     if len(parts.outputs) > 1 or parts.before:
         raise Unsupported("attention with more than one output, or with what comes before it")
     q, k, v = main.inputs[:3]
-    check_floats([q])
     check_offsets([*main.inputs, *parts.outputs])
     features, values = q.type.shape[-1], v.type.shape[-1]
     if not isinstance(features, int) or not isinstance(values, int) or max(features, values) > WIDEST_HEAD:
@@ -110,10 +116,10 @@ def problem_of(e: Emission) -> Problem:
     return Problem(parts, shape[:-2], shape[-2], k.type.shape[-2], features, values)
 
 
-def tail_of(keys: Dim, block_n: int) -> int:
+def tail_of(keys: Dim, block_n: int, least: int = 16) -> int:
     """The smallest block that takes the keys left over by whole ones; 0 where that is none, or as large as they are."""
     left = keys % block_n if isinstance(keys, int) else 0
-    tail = max(16, up(left)) if left else 0
+    tail = max(least, up(left)) if left else 0
     return tail if tail < block_n else 0
 
 

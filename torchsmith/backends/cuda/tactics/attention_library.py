@@ -24,6 +24,8 @@ class AttentionLibraryTemplate:
     def configs(self, e: Emission) -> Sequence[LibraryConfig]:
         parts = parts_of(e.node, "Attention")
         check_floats(parts.main.inputs[:1])
+        if parts.main.op.probabilities is not None:  # type: ignore[attr-defined]
+            raise Unsupported("PyTorch's attention rounds no probabilities")
         if parts.before or parts.after:
             raise Unsupported("PyTorch's attention has no epilogue")
         return [LibraryConfig()]

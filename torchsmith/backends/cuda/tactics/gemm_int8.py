@@ -21,10 +21,10 @@ class GemmInt8Template:
     def configs(self, e: Emission) -> Sequence[GemmConfig]:
         p = problem_of(e)
         if p.parts.before:
-            raise Unsupported("the int8 operand is computed as it loads; it has to be in memory")
+            raise Unsupported("the operand of eight bits is computed as it loads; it has to be in memory")
         epilogue_of(e, p, HookWriter(e.views, e.constant), 16, 16)  # whether it can be written
         m, batch = e.likely(p.m, USUAL_ROWS), e.likely(p.batch, USUAL_BATCH)
-        found = int8_configs(m, p.n, p.k, batch, p.constant and isinstance(p.m, int))
+        found = eight_bit_configs(m, p.n, p.k, batch, p.constant and isinstance(p.m, int))
         return [c for c in found if c.split_k == 1 or parts_fit(e, p, c.split_k)]
 
     def emit(self, e: Emission, config: GemmConfig) -> None:
@@ -35,8 +35,8 @@ class GemmInt8Template:
             emit_whole(e, p, config)
 
 
-def int8_configs(m: int, n: int, k: int, batch: int, constant: bool) -> list[GemmConfig]:
-    """Those of a product of as many bytes of half precision: tensor cores multiply twice as many int8 at once."""
+def eight_bit_configs(m: int, n: int, k: int, batch: int, constant: bool) -> list[GemmConfig]:
+    """Those of a product of as many bytes of half precision: tensor cores multiply twice as many numbers of eight bits at once."""
     return [replace(c, block_k=2 * c.block_k) for c in gemm_configs(m, n, -(-k // 2), batch, 2, constant, False)]
 
 

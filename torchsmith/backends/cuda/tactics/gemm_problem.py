@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from torchsmith.backends.cuda.emission import Emission
+from torchsmith.backends.cuda.float8 import FLOAT8, MOST_FAST_TERMS
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
 from torchsmith.backends.cuda.tactics.convolution import most_elements
@@ -16,7 +17,8 @@ from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, Shape, product, same, simplify
 from torchsmith.ir.graph import Value
 
-MAINS = ("Linear", "MatMul", "Convolution", "IntegerLinear", "IntegerConvolution")
+MAINS = ("Linear", "MatMul", "Convolution", "IntegerLinear", "IntegerConvolution", "Float8Linear")
+FACTORS = (torch.float16, torch.bfloat16, torch.float32, torch.int8, FLOAT8)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Problem:
 
     row_dims, col_dim, batch_dims: the dimensions of the main op's output that rows, columns and the batch count. a_dims: of
     its first input, those that the batch, the rows and K count. constant: whether B is known at build time.
-    precision: of float32 operands, see `Emission.precision`.
+    precision: of float32 operands, see `Emission.precision`; of float8 ones how they are summed up, see `kernels/common.py`.
     """
 
     parts: Parts
@@ -72,17 +74,17 @@ def problem_of(e: Emission, parts: Parts | None = None) -> Problem:
     x = parts.main.inputs[0]
     if len(parts.outputs) > 1:
         raise Unsupported("the node has several outputs")
-    if x.type.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.int8):
+    if x.type.dtype not in FACTORS:
         raise Unsupported(f"a product of {x.type.dtype}")
-    made = {"MatMul": _matmul, "Linear": _linear, "IntegerLinear": _linear}.get(type(parts.main.op).__name__, _convolution)(
-        e, parts
-    )
+    kinds = {"MatMul": _matmul, "Linear": _linear, "IntegerLinear": _linear, "Float8Linear": _linear}
+    made = kinds.get(type(parts.main.op).__name__, _convolution)(e, parts)
     for value in (made.a, made.b, made.output):
         if (most := most_elements(e, value)) > 2**31 - 1:
             raise Unsupported(f"{value} may have {most} elements; offsets are 32-bit numbers")
     if isinstance(made.batch, int) and made.batch > 65535:
         raise Unsupported(f"a batch of {made.batch} products; one launch takes 65535")
-    return replace(made, precision=e.precision(parts.main))
+    summed = "promoted" if made.k > MOST_FAST_TERMS else "fast"
+    return replace(made, precision=summed if x.type.dtype == FLOAT8 else e.precision(parts.main))
 
 
 def _linear(e: Emission, parts: Parts) -> Problem:

@@ -28,7 +28,12 @@ class GemvConfig:
 
 class GemvTemplate:
     name = "gemv"
-    kinds = frozenset({*("gemm", "convolution", "Linear", "Convolution"), *("gemm_int8", "IntegerLinear", "IntegerConvolution")})
+    kinds = frozenset(
+        {
+            *("gemm", "convolution", "Linear", "Convolution"),
+            *("gemm_int8", "IntegerLinear", "IntegerConvolution", "gemm_float8", "Float8Linear"),
+        }
+    )
     config_type = GemvConfig
 
     def configs(self, e: Emission) -> Sequence[GemvConfig]:
