@@ -34,6 +34,23 @@ def test_a_backend_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch)
     assert backends.choose(None, CPU)[0].name == "reference"  # and the default is the next
 
 
+def test_a_backend_whose_engines_do_not_run_on_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backends.get("openvino")
+    monkeypatch.setattr(type(backend), "excludes", lambda self, target: f"there is no {target.arch} in it")
+    with pytest.raises(BackendUnavailable, match=rf"the openvino backend cannot build for cpu {this_cpu().arch}.*: there is no "):
+        backends.choose("openvino", CPU)
+    assert backends.choose(None, CPU)[0].name == "reference"
+
+
+def test_a_backend_for_another_kind_of_device() -> None:
+    with pytest.raises(BackendUnavailable) as refused:
+        backends.choose("cuda", CPU)
+    assert str(refused.value) == (
+        "the cuda backend is for device cuda, and the model is on cpu; move it to such a device, or give target='sm_89' for one "
+        "that is elsewhere"
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(BackendUnavailable, match="finds no GPU here; use device='cpu'"):

@@ -31,6 +31,9 @@ class ToyBackend:
     def available(self) -> str | None:
         return None
 
+    def excludes(self, target: Target) -> str | None:
+        return None
+
     def load(self, engine: bytes, target: Target) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         self.loads += 1
         return Runner(json.loads(engine))

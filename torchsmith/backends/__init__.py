@@ -103,7 +103,10 @@ def choose(name: str | None, device: torch.device, arch: str | None = None) -> t
     backend = get(name)
     if name not in DEVICES[device.type]:
         kinds = " and ".join(kind for kind, names in DEVICES.items() if name in names)
-        raise BackendUnavailable(f"the {name} backend is for device {kinds}, and the model is on {device}")
+        hint = "device='cpu'" if "cpu" in kinds else "target='sm_89' for one that is elsewhere"
+        raise BackendUnavailable(
+            f"the {name} backend is for device {kinds}, and the model is on {device}; move it to such a device, or give {hint}"
+        )
     if reason := backend.excludes(target):
         raise BackendUnavailable(f"the {name} backend cannot build for {target}: {reason}")
     return backend, target

@@ -85,7 +85,7 @@ def examine() -> Health:
         str(dtype).removeprefix("torch."): bool(features & set(this_cpu().features)) for dtype, features in NATIVE_FEATURES.items()
     }
     gpus, no_gpu = find_gpus()
-    unavailable = {name: importlib.import_module(f"torchsmith.backends.{name}").BACKEND.available() for name in backends.names()}
+    unavailable = {name: why_not(name, bool(gpus)) for name in backends.names()}
     precisions = {
         "cpu": [torch.float32, *(dtype for dtype in NATIVE_FEATURES if native[str(dtype).removeprefix("torch.")])],
         "cuda": list(TOLERANCE) if gpus else [],
@@ -93,6 +93,22 @@ def examine() -> Health:
     tests = tuple(try_out(name, dtype) for name, why in unavailable.items() if why is None for dtype in precisions[device_of(name)])
     packages = {**machine.packages, **versions(MORE_PACKAGES)}
     return Health(machine, packages, native, gpus, no_gpu, unavailable, tests)
+
+
+def why_not(name: str, has_gpu: bool) -> str | None:
+    """Why a backend cannot be used on this machine, or for its GPU; None where it can, if only to build for others."""
+    from torchsmith import backends
+    from torchsmith.errors import BackendUnavailable
+
+    backend = importlib.import_module(f"torchsmith.backends.{name}").BACKEND
+    why: str | None = backend.available()
+    if why is not None or (device_of(name) == "cuda" and not has_gpu):
+        return why
+    try:
+        excluded: str | None = backend.excludes(backends.target_of(device_of(name)))
+    except BackendUnavailable as broken:
+        return str(broken)
+    return excluded
 
 
 def device_of(backend: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class TensorRtBackend:
     name = "tensorrt"
-    int8 = Int8Abilities(unsigned=False)
+    int8 = Int8Abilities(unsigned=False, fp8_since=89)
 
     def available(self) -> str | None:
         return None if installed() else MISSING
