@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from torchsmith.backends.tensorrt import build, engine, library
+import torchsmith
+from torchsmith.backends.tensorrt import build, emit, engine, library
 from torchsmith.config import BuildConfig, Config
 from torchsmith.debug.progress import Progress
 from torchsmith.errors import BuildError, EngineMismatch, InvalidOption
@@ -18,6 +22,7 @@ from torchsmith.ir.builder import Builder
 from torchsmith.ir.dim import symbol
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.types import TensorType
+from torchsmith.ops.unary import Unary
 from torchsmith.target import Target
 
 if library.installed() is None:
@@ -91,13 +96,77 @@ def test_a_size_without_a_limit() -> None:
         built(copy("n", high=None))
 
 
-@pytest.mark.skipif(library.is_rtx(), reason="TensorRT-RTX times nothing when it builds")
-def test_timings_are_kept_and_used(tmp_path: Path) -> None:
+class Settings:
+    """As much of a builder's configuration as timings take part in. It takes times that begin with "fits"."""
+
+    def __init__(self) -> None:
+        self.cache: Any = None
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        return SimpleNamespace(data=data) if not data or data.startswith(b"fits") else None
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch  # times of another GPU choose slow kernels
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return SimpleNamespace(serialize=lambda: self.cache.data + b"fits, ")
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """TensorRT-RTX times nothing when it builds; the others do."""
+    monkeypatch.setattr(build, "is_rtx", lambda: False)
+    return Settings()
+
+
+def test_times_are_kept_and_used(timed: Settings, tmp_path: Path) -> None:
     file = tmp_path / "new" / "timings"
-    built(copy(4), timing_cache_path=str(file))
-    first = file.read_bytes()
-    built(copy(5), timing_cache_path=str(file))
-    assert first and file.read_bytes() and [p.name for p in file.parent.iterdir()] == ["timings"]
+    for built_so_far in (1, 2):
+        with build.timings(timed, str(file)):
+            assert timed.cache.data == b"fits, " * (built_so_far - 1)
+        assert file.read_bytes() == b"fits, " * built_so_far
+    assert [p.name for p in file.parent.iterdir()] == ["timings"]
+
+
+def test_times_of_another_version_are_replaced(timed: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "timings"
+    file.write_bytes(b"of TensorRT 8")
+    with caplog.at_level(logging.WARNING, "torchsmith.tensorrt"), build.timings(timed, str(file)):
+        pass
+    assert file.read_bytes() == b"fits, "
+    assert f"the times in {file} are of another version of TensorRT or another GPU; they are replaced" in caplog.text
+
+
+def test_times_that_cannot_be_kept_cost_no_engine(
+    timed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(file: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "_replace", full)
+    with caplog.at_level(logging.WARNING, "torchsmith.tensorrt"), build.timings(timed, str(tmp_path / "timings")):
+        pass
+    assert "could not be kept in" in caplog.text and "No space left on device" in caplog.text
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_build(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "timings"):
+        with pytest.raises(InvalidOption, match=r"timing_cache_path=.* cannot be used \(.*\); give a file that can be written"):
+            built(copy(4), timing_cache_path=str(path))
+
+
+@pytest.mark.skipif(not library.is_rtx(), reason="TensorRT has it all")
+def test_what_tensorrt_rtx_does_not_offer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for option, given in {"version_compatible=True": True, "engine_capability='safety'": "safety"}.items():
+        with pytest.raises(InvalidOption) as refused:
+            built(copy(4), **{option.partition("=")[0]: given})
+        assert str(refused.value) == f"{option}, which {library.title()} does not offer; leave it out, or install TensorRT"
+    with caplog.at_level(logging.WARNING, "torchsmith.tensorrt"):
+        built(copy(4), timing_cache_path=str(tmp_path / "timings"), hardware_compatible=True)
+    assert "times none as it builds; timing_cache_path is not used" in caplog.text and not (tmp_path / "timings").exists()
 
 
 def test_an_interrupted_build_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +192,31 @@ def test_tensorrt_says_why_it_fails(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         built(copy(4))
     assert "could not build the engine: Error Code 9: no kernel for the edge [1] (at the edge [1])" in str(failed.value)
     assert "no kernel for the edge" in caplog.text
+
+
+class Net(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        return torch.sin(y) + 1
+
+
+def test_a_failed_build_names_the_users_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here TensorRT really fails: the sine is emitted with a layer that TensorRT-RTX has no kernel for."""
+
+    def broken(e: Any, op: Unary, x: Any) -> Any:
+        if op.function != "sin":
+            return whole(e, op, x)
+        found = e.layer(e.network.add_non_zero(x))
+        return e.shaped(
+            e.to(e.layer(e.network.add_reduce(found, library.trt().ReduceOperation.SUM, 3, True)), torch.float32), (1, 1)
+        )
+
+    whole = emit.load_all()[Unary]
+    monkeypatch.setitem(emit.EMITTERS, Unary, broken)
+    with pytest.raises(BuildError) as failed:
+        torchsmith.compile(Net().eval(), inputs=[torch.ones(1, 1)], backend="tensorrt", target="sm_89", min_block_size=1)
+    said = str(failed.value)
+    assert said.startswith(f"{library.title()} could not build the engine: ")
+    assert re.search(
+        r"\(at \d+ Unary of aten\.sin\.default at .*test_build\.py:\d+  return torch\.sin\(y\) \+ 1 \[\d+\]\)$", said
+    ), said
