@@ -33,8 +33,9 @@ class Batch:
 def batches_of(data: Iterable[Any], program: ExportedProgram, device: torch.device | None = None) -> Iterator[Batch]:
     """Each item of `data` as one or more calls of the program.
 
-    An item is a tensor, a tuple or list whose leading entries are the model's positional inputs (what follows, such as labels,
-    is left), or a dict of inputs by the names that the model's `forward` gives them. Where the program has a fixed batch size,
+    An item is a tensor, a tuple or list whose leading entries are the model's positional inputs (a dict of keyword inputs may
+    follow, and what else follows, such as labels, is left), or a dict of inputs by the names that the model's `forward` gives
+    them; or a pair of such inputs, in a tuple or dict of their own, and a label. Where the program has a fixed batch size,
     an item of another one is cut in calls of that size; the last is filled up from the item's beginning. device: where the
     program's tensors are.
 
@@ -125,6 +126,8 @@ class Calls:
             raise InvalidInput(f"{place} is a {type(item).__name__}; give a tensor, a tuple of them, or a dict of inputs by name")
         nests = bool(args) and isinstance(args[0], (tuple, list, dict))
         if len(item) == 2 and isinstance(item[0], (tuple, list, Mapping)) and not nests:
+            if kwargs and isinstance(item[1], Mapping) and not isinstance(item[0], Mapping):
+                return self._call((*item[0], item[1]), place)  # (positional inputs, keyword inputs)
             return self._call(item[0], place)  # (inputs, label)
         rest = item[len(args) :]
         if len(item) < len(args) or (kwargs and not rest):
@@ -156,7 +159,13 @@ class Calls:
             if value.dim() != known.dim() or any(not _fits(a, b) for a, b in zip(value.shape[1:], known.shape[1:])):
                 raise InvalidInput(f"{place} has {name} of shape {tuple(value.shape)}, and the model takes {tuple(known.shape)}")
             if value.dtype != known.dtype:
-                raise InvalidInput(f"{place} has {name} of {value.dtype}, and the model takes {known.dtype}")
+                raise InvalidInput(
+                    f"{place} has {name} of {value.dtype}, and the model takes {known.dtype}; give {name}.to({known.dtype}), "
+                    "if that is what the model is called with"
+                )
+            if not value.numel() and not any(isinstance(size, int) and size == 0 for size in known.shape):
+                raise InvalidInput(f"{place} has {name} of shape {tuple(value.shape)}, which is empty; leave empty batches out")
+        self._check_relations(tensors, place)
         if all(_fits(value.shape[0], known.shape[0]) for value, known, _ in tensors if value.dim()):
             yield values, None, None
             return
@@ -168,6 +177,27 @@ class Calls:
         for number, part in enumerate(rows.split(taken)):
             inputs = [v[part.to(v.device)] if isinstance(v, Tensor) else v for v in values]
             yield inputs, min(taken, given - number * taken), taken
+
+    def _check_relations(self, tensors: list[tuple[Tensor, Tensor, str]], place: str) -> None:
+        """Raise InvalidInput where sizes that are one symbol of the model's differ, or one is not what others make it."""
+        sizes: dict[Any, tuple[int, str]] = {}
+        made: list[tuple[Any, int, str]] = []
+        for value, known, name in tensors:
+            for dim, (size, wanted) in enumerate(zip(value.shape, known.shape, strict=True)):
+                expression = None if isinstance(wanted, int) else wanted.node.expr
+                where = f"dimension {dim} of {name}"
+                if expression is not None and expression.is_Symbol and expression not in sizes:
+                    sizes[expression] = size, where
+                elif expression is not None and expression.free_symbols:
+                    made.append((expression, size, where))
+        for expression, size, where in made:
+            symbols = expression.free_symbols
+            if not symbols <= sizes.keys():
+                continue
+            right = expression.subs({symbol: sizes[symbol][0] for symbol in symbols})
+            if right != size:
+                by = " and ".join(sizes[symbol][1] for symbol in symbols)
+                raise InvalidInput(f"{place} has {size} for {where}, and by {by} it should be {right}")
 
 
 def _fits(size: int, known: Any) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
-import tempfile
+import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from torchsmith.convert import parameters_of
-from torchsmith.errors import InvalidInput
+from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.version import __version__
 
 FORMAT = "torchsmith calibration"
@@ -79,19 +81,35 @@ class Calibration:
     shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def write(self, file: str | os.PathLike[str]) -> None:
-        """In the place of what was there, at once or not at all. Raises OSError."""
+        """In the place of what was there, at once or not at all. Raises InvalidOption where that cannot be done."""
         content = {"format": FORMAT, "version": VERSION, "torchsmith": __version__, **dataclasses.asdict(self)}
-        text = _lines(content)
-        target = Path(file)
+        with _writing(file) as (passing, target):
+            passing.write_text(_lines(content), encoding="utf-8")
+            os.replace(passing, target)
+
+
+def check_writable(file: str | os.PathLike[str]) -> None:
+    """To be asked before minutes go into calibration. Raises InvalidOption where a cache cannot be written there."""
+    with _writing(file) as (passing, _):
+        passing.touch(exist_ok=False)
+
+
+@contextmanager
+def _writing(file: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+    """A name beside the file to write under, which is gone afterwards, and the file itself."""
+    target = Path(file)
+    passing = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            yield passing, target
+        finally:
+            passing.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InvalidOption(f"the calibration cache {file} cannot be written: {reason}; name another cache_file") from error
 
 
 def _lines(content: dict[str, Any]) -> str:
@@ -113,7 +131,9 @@ def read(file: str | os.PathLike[str], model: str) -> Calibration:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidInput(f"{file}: no such calibration cache; DataLoaderCalibrator(…, cache_file=…) writes one") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InvalidInput(f"the calibration cache {file} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InvalidInput(f"{file} is no calibration cache of torchsmith: {error}; calibrate again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InvalidInput(f"{file} is no calibration cache of torchsmith; calibrate again into another file")
@@ -126,7 +146,7 @@ def read(file: str | os.PathLike[str], model: str) -> Calibration:
         )
     try:
         ranges = {str(name): _range(entry) for name, entry in content["ranges"].items()}
-        corrections = {str(name): tuple(map(float, row)) for name, row in content["corrections"].items()}
+        corrections = {str(name): _numbers(row) for name, row in content["corrections"].items()}
         roundings = {str(name): _offsets(entry) for name, entry in content["roundings"].items()}
         shares = {str(name): _shares(row) for name, row in content["shares"].items()}
         return Calibration(model, str(content["algorithm"]), int(content["batches"]), ranges, corrections, roundings, shares)
@@ -136,8 +156,18 @@ def read(file: str | os.PathLike[str], model: str) -> Calibration:
 
 def _range(entry: Mapping[str, Any]) -> Range:
     found = Range(float(entry["least"]), float(entry["greatest"]), float(entry["threshold"]))
-    if not all(map(math.isfinite, dataclasses.astuple(found))) or found.threshold < 0:
+    is_zero = found.least == found.greatest == 0
+    if not all(map(math.isfinite, dataclasses.astuple(found))) or found.least > found.greatest:
         raise ValueError(f"a range of {found}")
+    if found.threshold < 0 or (found.threshold == 0) != is_zero:
+        raise ValueError(f"a threshold of {found.threshold:g} for numbers from {found.least:g} to {found.greatest:g}")
+    return found
+
+
+def _numbers(row: list[Any]) -> tuple[float, ...]:
+    found = tuple(map(float, row))
+    if not all(map(math.isfinite, found)):
+        raise ValueError("corrections that are not finite")
     return found
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from torchsmith.errors import InvalidOption
 from torchsmith.quantize.thresholds import CalibrationAlgo
 
@@ -40,10 +42,10 @@ class DataLoaderCalibrator:
             raise InvalidOption(f"algo_type={algo_type} and algo={algo} are two names of one option; give one of them")
         self.dataloader = dataloader
         self.algo = algo_of(algo if algo_type is None else algo_type)
-        self.cache_file = None if cache_file is None else os.fspath(cache_file)
+        self.cache_file = os.fspath(cache_file) if cache_file else None
         self.use_cache = use_cache
         self.device = device
-        if use_cache and cache_file is None:
+        if use_cache and not self.cache_file:
             raise InvalidOption("use_cache=True needs a cache_file to read")
 
     def __repr__(self) -> str:
@@ -78,9 +80,12 @@ def calibrator_of(given: Any) -> Calibrator:
         return CacheCalibrator(given)
     if isinstance(given, Iterable):
         return DataLoaderCalibrator(given)
+    hint = "; call it, and pass what it gives" if callable(given) and not isinstance(given, torch.nn.Module) else ""
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        hint = "; a data set becomes one by torch.utils.data.DataLoader(data, batch_size=…)"
     raise InvalidOption(
         f"calibrator is a {type(given).__name__}; pass a DataLoader, a list of inputs, a calibrator of torchsmith.ptq, "
-        "or the path of a calibration cache"
+        f"or the path of a calibration cache{hint}"
     )
 
 
