@@ -16,10 +16,16 @@ from torch import Tensor, nn
 
 import torchsmith
 from tests.backends.cuda.on_gpu.nets import BFLOAT, FLOAT, HALF, Bert, Cnn, Vit, double, error, images, made, right, words
+from torchsmith.backends import target_of
+from torchsmith.backends.tensorrt.backend import BACKEND
 from torchsmith.backends.tensorrt.library import installed, title
-from torchsmith.errors import EngineMismatch, InvalidInput
+from torchsmith.config import BuildConfig
+from torchsmith.errors import BackendUnavailable, EngineMismatch, InvalidInput
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.types import TensorType
 from torchsmith.ptq import DataLoaderCalibrator
 from torchsmith.runtime.compiled import CompiledModule
+from torchsmith.target import Target
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
@@ -29,10 +35,10 @@ pytestmark = [
 
 @functools.cache
 def refusal() -> str:
-    """Why engines do not load on this GPU; empty where they do."""
+    """Why there are no engines for this GPU; empty where there are."""
     try:
         fast(nn.Linear(8, 8).cuda().eval(), torch.ones(2, 8, device="cuda"))
-    except EngineMismatch as refused:
+    except (BackendUnavailable, EngineMismatch) as refused:
         return str(refused)
     return ""
 
@@ -60,8 +66,23 @@ def fast(model: nn.Module, *inputs: Any, dtype: torch.dtype = HALF, **options: A
 def test_a_gpu_is_taken_or_refused_in_a_sentence() -> None:
     if why := refusal():
         major, minor = torch.cuda.get_device_capability()
-        assert why.startswith(f"{title()} does not run on this GPU ({torch.cuda.get_device_name()})")
         assert f"compute capability {major}.{minor}" in why and "backend='cuda'" in why
+
+
+def test_an_engine_for_other_gpus_is_refused_in_tensorrts_own_words() -> None:
+    """TensorRT-RTX itself is asked to load it, as where a program comes from another machine."""
+    if not refusal():
+        pytest.skip("TensorRT takes this GPU")
+    with Builder({}) as b:
+        graph = b.finish([b.input(TensorType((2, 3), HALF))])
+    engine = BACKEND.build(graph, Target("cuda", "sm_89"), BuildConfig())
+    with pytest.raises(EngineMismatch) as refused:
+        BACKEND.load(engine, target_of("cuda"))
+    major, minor = torch.cuda.get_device_capability()
+    assert str(refused.value).startswith(
+        f"{title()} does not run on this GPU ({torch.cuda.get_device_name()}), which has compute capability {major}.{minor}: "
+    )
+    assert str(refused.value).endswith("Compile the model with backend='cuda', torchsmith's own engine, which runs on it")
 
 
 @pytest.mark.usefixtures("taken")
@@ -121,6 +142,32 @@ def test_outputs_stay_and_streams_may_change() -> None:
         for thread in threads:
             thread.join()
         assert all(torch.equal(found[number], wanted[number]) for number in range(len(inputs)))
+
+
+@pytest.mark.usefixtures("taken")
+def test_modes_and_layouts_of_inputs_do_not_matter() -> None:
+    compiled, x = fast(made(Cnn), images(4)), images(4)
+    wanted = compiled(x)
+    with torch.inference_mode():
+        assert torch.equal(compiled(x), wanted)
+    assert torch.equal(compiled(x.contiguous(memory_format=torch.channels_last)), wanted)
+    assert torch.equal(compiled(images(8)[::2].copy_(x)), wanted)
+
+
+@pytest.mark.usefixtures("taken")
+def test_in_a_graph_of_the_users() -> None:
+    compiled, x, other = fast(made(Cnn), images()), images(seed=3), images(seed=4)
+    wanted = compiled(other)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            y = compiled(x)
+    except EngineMismatch as refused:
+        assert "call the module outside of it" in str(refused)
+        pytest.skip(str(refused))
+    x.copy_(other)
+    graph.replay()
+    assert torch.equal(y, wanted)
 
 
 @pytest.mark.usefixtures("taken")
