@@ -19,7 +19,8 @@ class Explanation:
     """The compiled module's report; shows itself as tables.
 
     segments: one dictionary an engine (backend, precision, ops, inputs, outputs, engine_bytes, seconds, weights:
-    of how many matrix products they are constant, two_four_weights: of how many of those they are 2:4). refusals: one
+    of how many matrix products they are constant, two_four_weights: of how many of those they are 2:4; with int8 or fp8 also
+    layers: that multiply matrices, and eight_bit_layers: how many of those compute in eight bits). refusals: one
     a node that stayed in PyTorch (node, op, reason, where). Of a TorchScript module that was compiled in parts, engines also
     have the path of their submodule (part), and the last refusal is of the module itself, whose control flow stayed.
     """
@@ -35,6 +36,26 @@ class Explanation:
     def refusals(self) -> list[dict[str, str]]:
         refusals: list[dict[str, str]] = self.report["refusals"]
         return refusals
+
+    @property
+    def layers(self) -> list[dict[str, str]]:
+        """Every layer that multiplies matrices, where int8 or fp8 was asked for; empty elsewhere.
+
+        name: its module's path and its node's. precision: "int8", "float8_e4m3fn", or the float that it computes in. reason: why
+        it is not in eight bits; empty where it is.
+        """
+        layers: list[dict[str, str]] = self.report.get("layers", [])
+        return layers
+
+    @property
+    def eight_bits(self) -> str:
+        """ "17 of 20 layers in int8", with fp8 both counts; empty where neither was asked for."""
+        counts: dict[str, int] = {}
+        for layer in self.layers:
+            if not layer["reason"]:
+                counts[layer["precision"]] = counts.get(layer["precision"], 0) + 1
+        shown = [f"{count} of {len(self.layers)} layers in {name}" for name, count in counts.items()]
+        return " and ".join(shown) or (f"none of {len(self.layers)} layers in 8 bits" if self.layers else "")
 
     @property
     def accuracy(self) -> dict[str, Any] | None:
@@ -55,7 +76,8 @@ class Explanation:
             return f"no engine: {script} runs in TorchScript" if script else f"no engine: all {total} ops run in PyTorch"
         engines = "1 engine" if len(self.segments) == 1 else f"{len(self.segments)} engines"
         rest = f", the control flow of {script} in TorchScript" if script else ""
-        return f"{engines} ({self.report['backend']}) with {inside} of {total} ops; {total - inside} in PyTorch{rest}"
+        eight = f"; {self.eight_bits}" if self.layers else ""
+        return f"{engines} ({self.report['backend']}) with {inside} of {total} ops; {total - inside} in PyTorch{rest}{eight}"
 
     def __rich__(self) -> Group:
         from rich.console import Group
@@ -67,7 +89,8 @@ class Explanation:
             table = Table(title="engines", title_justify="left")
             named = ["part"] if "script" in self.report else []
             sparse = ["2:4 weights"] if any(s.get("two_four_weights") for s in self.segments) else []
-            for column in ("#", *named, "backend", "precision", "ops", *sparse, "inputs", "outputs", "MiB", "built in"):
+            eight = ["8-bit layers"] if self.layers else []
+            for column in ("#", *named, "backend", "precision", "ops", *eight, *sparse, "inputs", "outputs", "MiB", "built in"):
                 table.add_column(column, justify="right" if column in ("#", "ops", "MiB", "built in") else "left", overflow="fold")
             for number, s in enumerate(self.segments):
                 size, seconds = f"{s['engine_bytes'] / 2**20:.1f}", f"{s['seconds']:.2f} s"
@@ -77,6 +100,7 @@ class Explanation:
                     s["backend"],
                     s["precision"],
                     str(s["ops"]),
+                    *(f"{s.get('eight_bit_layers', 0)} of {s.get('layers', 0)}" for _ in eight),
                     *(f"{s['two_four_weights']} of {s['weights']}" for _ in sparse),
                     _lines(s["inputs"]),
                     _lines(s["outputs"]),
@@ -87,6 +111,8 @@ class Explanation:
             parts.append(table)
         if self.accuracy:
             parts += _accuracy(self.accuracy)
+        if any(layer["reason"] for layer in self.layers):
+            parts.append(_in_floats(self.layers))
         if self.refusals:
             table = Table(title="in PyTorch", title_justify="left")
             for column in ("op", "reason", "where"):
@@ -111,6 +137,23 @@ class Explanation:
         return capture.get()
 
     __repr__ = __str__
+
+
+def _in_floats(layers: list[dict[str, str]]) -> Any:
+    """The layers that are not in eight bits, those of one reason and precision in one row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows: dict[tuple[str, str], list[str]] = {}
+    for layer in layers:
+        if layer["reason"]:
+            rows.setdefault((layer["precision"], layer["reason"]), []).append(layer["name"])
+    table = Table(title="layers in floats", title_justify="left")
+    for column in ("layer", "precision", "reason"):
+        table.add_column(column, overflow="fold")
+    for (precision, reason), names in rows.items():
+        table.add_row(*map(Text, (_lines(names), precision, reason)))
+    return table
 
 
 def _accuracy(found: dict[str, Any]) -> list[Any]:

@@ -14,16 +14,19 @@ from torchsmith.capture import NotConvertible
 from torchsmith.config import Config
 from torchsmith.ir.graph import Graph
 from torchsmith.partition.segments import Partitioned, Refusal
+from torchsmith.quantize.layers import LayerPrecision, layers_of
 from torchsmith.sparsity.recognise import matrix_weights
 from torchsmith.target import Target
 from torchsmith.version import __version__
 
 
 def report(
-    partitioned: Partitioned, built: Built, backend: Backend, target: Target, config: Config, seconds: float
-) -> dict[str, Any]:
-    """seconds: the whole compilation's wall time."""
+    partitioned: Partitioned, built: Built, backend: Backend, target: Target, config: Config, seconds: float,
+    kept: Mapping[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """seconds: the whole compilation's wall time. kept: by the names of nodes, why calibration left layers in floats."""
     inside = sum(len(e.segment.nodes) for e in built.engines)
+    layers = _layers(partitioned, built, config, kept or {})
     return {
         **_head(backend, target, config, seconds),
         "ops": inside + len(partitioned.refusals),
@@ -37,12 +40,28 @@ def report(
                 "outputs": [repr(v) for v in e.graph.outputs],
                 "engine_bytes": len(e.engine),
                 **_weights(e.graph),
+                **_counts([layers[node.name] for node in e.segment.nodes if node.name in layers]),
                 "seconds": round(e.seconds, 3),
             }
             for e in built.engines
         ],
+        "layers": [dataclasses.asdict(layer) for layer in layers.values()],
         "refusals": [dataclasses.asdict(r) for r in partitioned.refusals],
     }
+
+
+def _layers(partitioned: Partitioned, built: Built, config: Config, kept: Mapping[str, str]) -> dict[str, LayerPrecision]:
+    """The layers by the names of their nodes; none where none is of eight bits and nobody asked for it."""
+    floats = {node.name: e.precision for e in built.engines for node in e.segment.nodes}
+    in_torch = {refusal.node: refusal.reason for refusal in partitioned.refusals}
+    found = layers_of(partitioned.program, floats, in_torch, kept)
+    asked = any(dtype.itemsize == 1 for dtype in config.quantize.enabled_precisions)
+    return found if asked or any(not layer.reason for layer in found.values()) else {}
+
+
+def _counts(layers: Sequence[LayerPrecision]) -> dict[str, int]:
+    """How many layers an engine has, and how many of them compute in eight bits."""
+    return {"layers": len(layers), "eight_bit_layers": sum(not layer.reason for layer in layers)} if layers else {}
 
 
 def _weights(graph: Graph) -> dict[str, int]:
@@ -66,6 +85,7 @@ def report_of_parts(
         "ops": sum(part["ops"] for _, part in parts),
         "ops_in_engines": sum(part["ops_in_engines"] for _, part in parts),
         "segments": [{"part": path, **segment} for path, part in parts for segment in part["segments"]],
+        "layers": [{**layer, "name": f"{path}.{layer['name']}"} for path, part in parts for layer in part["layers"]],
         "refusals": [
             *({**refusal, "node": f"{path}.{refusal['node']}"} for path, part in parts for refusal in part["refusals"]),
             dataclasses.asdict(rest),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torchsmith.runtime.plan import Input, Plan
 
 ENGINE = ("backend", "precision", "ops", "inputs", "outputs", "engine_bytes")
+LAYER = ("name", "precision", "reason")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Contents:
 
     versions: what wrote it. target: what it was built for. engines: the report's words on each, those that ENGINE names.
     inputs, outputs: as the module's caller sees them, with ranges; unknown of TorchScript that was compiled in parts, whose class
-    is script and whose compiled submodules are parts. weights: tensors that stay in PyTorch, in bytes.
-    refusals: see `torchsmith.explain`. why_not: why it cannot run on this machine; empty where it can.
+    is script and whose compiled submodules are parts. weights: tensors that stay in PyTorch, in bytes. precisions: of the layers,
+    where eight bits were asked for, and refusals: see `torchsmith.explain`. why_not: why it cannot run on this machine; empty where
+    it can.
     """
 
     file: str
@@ -46,6 +48,7 @@ class Contents:
     outputs: list[str]
     engines: list[dict[str, Any]]
     weights: dict[str, int]
+    precisions: list[dict[str, str]]
     refusals: list[dict[str, str]]
     why_not: str
 
@@ -119,6 +122,7 @@ def _contents(file: Path, archive: Archive) -> Contents:
         outputs=describe_outputs(plan) if plan else [],
         engines=[{key: engine[key] for key in ENGINE} for engine in report["segments"]],
         weights={name: archive.entries[header["tensors"][name]["entry"]].numel() for name in plan.tensors} if plan else {},
+        precisions=[{key: layer[key] for key in LAYER} for layer in report.get("layers", ())],
         refusals=report["refusals"],
         why_not=why_not,
     )
@@ -204,6 +208,7 @@ def print_contents(contents: Contents) -> None:
         *(("input", text) for text in contents.inputs),
         *(("output", text) for text in contents.outputs),
         *((f"engine {number}", engine_line(engine)) for number, engine in enumerate(contents.engines)),
+        *(("eight bits", text) for text in eight_bits(contents)),
         *(("control flow", text) for text in kept),
         (
             "in PyTorch",
@@ -217,6 +222,15 @@ def print_contents(contents: Contents) -> None:
     ]
     here = f"no: {contents.why_not}" if contents.why_not else "yes"
     show.facts([*((title, text, "") for title, text in rows), ("runs here", here, "red" if contents.why_not else "green")])
+
+
+def eight_bits(contents: Contents) -> list[str]:
+    """How many layers compute in eight bits; nothing where none was to."""
+    from torchsmith.explain import Explanation
+
+    found = Explanation({"layers": contents.precisions}).eight_bits
+    rest = f"; `torchsmith explain {contents.file}` says why not the others"
+    return [found + (rest if any(layer["reason"] for layer in contents.precisions) else "")] if found else []
 
 
 def engine_line(engine: dict[str, Any]) -> str:

@@ -1,0 +1,142 @@
+"""What users are told of every layer: the precision, and why it is not in eight bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchsmith
+from torchsmith import backends
+from torchsmith.cli import inspect
+from torchsmith.runtime.tensors import to_bytes
+from torchsmith.target import this_cpu
+
+INT8 = {torch.float32, torch.int8}
+
+
+class Net(nn.Module):
+    """A convolution on pixels, two others with pooling between them, and a transposed one in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up, self.last = nn.ConvTranspose2d(8, 8, 2, 2, groups=2), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.middle(torch.max_pool2d(torch.relu(self.pixels(x)), 2)))
+        return self.last(torch.relu(self.up(x)))  # type: ignore[no-any-return]
+
+
+class Trained(nn.Module):
+    """Linear layers whose inputs, weights, both or neither training has rounded, as fake-quantize ops have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.input, self.weight, self.neither = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(nn.functional.linear(self.rounded(x).reshape(-1, 8), self.rounded(self.both.weight)))
+        x = torch.relu(self.input(self.rounded(x)))
+        x = torch.relu(nn.functional.linear(x, self.rounded(self.weight.weight)))
+        return self.neither(x)  # type: ignore[no-any-return]
+
+    def rounded(self, x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, 0.02, 0, -128, 127)
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gru, self.last = nn.Linear(8, 24), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.first(x).chunk(3, -1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.last(torch.bmm(self.gru(y)[0], x.transpose(1, 2)) @ x)  # type: ignore[no-any-return]
+
+
+def compiled(model: nn.Module, x: Tensor, **options: Any) -> Any:
+    given = {"enabled_precisions": INT8, "min_block_size": 1, "calibrator": [x], **options}
+    return torchsmith.compile(model.eval(), inputs=[x], **{name: value for name, value in given.items() if value is not None})
+
+
+def told(fast: Any) -> dict[str, tuple[str, str]]:
+    return {layer["name"].split("/")[-1]: (layer["precision"], layer["reason"]) for layer in torchsmith.explain(fast).layers}
+
+
+def test_what_training_rounded_is_told_layer_by_layer() -> None:
+    found = told(compiled(Trained(), torch.randn(4, 8), calibrator=None))
+    assert found == {
+        "linear": ("int8", ""),
+        "linear_1": ("float32", "the model quantizes its input only"),
+        "linear_2": ("float32", "the model quantizes its weight only"),
+        "linear_3": ("float32", "the model does not quantize it"),
+    }
+
+
+def test_what_multiplies_activations_or_is_recurrent_stays_in_floats() -> None:
+    found = told(compiled(Mixed(), torch.randn(2, 5, 8)))
+    assert {name: reason for name, (_, reason) in found.items()} == {
+        "linear": "",
+        "scaled_dot_product_attention": "it multiplies activations with each other",
+        "gru": "a recurrent layer; engines compute those in floats",
+        "bmm": "it multiplies activations with each other",
+        "matmul": "it multiplies activations with each other",
+        "linear_1": "",
+    }
+
+
+def test_explain_and_inspect_count_them_and_packages_keep_them(tmp_path: Path) -> None:
+    fast = compiled(Net(), torch.randn(2, 3, 8, 8))
+    explained = torchsmith.explain(fast)
+    assert explained.summary.endswith("; 0 in PyTorch; 2 of 4 layers in int8")
+    (segment,) = explained.segments
+    assert (segment["eight_bit_layers"], segment["layers"]) == (2, 4)
+    text = str(explained)
+    assert "8-bit layers" in text and "2 of 4" in text and "layers in floats" in text
+    assert "up/conv_transpose2d" in text and "a transposed convolution in groups" in text
+    torchsmith.save(fast, tmp_path / "net.pt2")
+    again = torchsmith.explain(torchsmith.load(tmp_path / "net.pt2"))
+    assert again.layers == explained.layers and str(again) == text
+    contents = inspect.contents_of(tmp_path / "net.pt2")
+    assert inspect.eight_bits(contents) == [
+        f"2 of 4 layers in int8; `torchsmith explain {tmp_path / 'net.pt2'}` says why not the others"
+    ]
+
+
+def test_the_float_is_the_one_that_is_computed_in() -> None:
+    found = told(compiled(Net(), torch.randn(2, 3, 8, 8), enabled_precisions={torch.bfloat16, torch.int8}, backend="reference"))
+    floats = {precision for precision, reason in found.values() if reason}
+    assert len(floats) == 1 and floats <= {"bfloat16", "float32"}  # float32 where the CPU has no bfloat16
+    half = Net().half()
+    assert told(compiled(half, torch.randn(2, 3, 8, 8).half()))["conv2d"][0] == "float16"
+
+
+def test_layers_that_stay_in_pytorch_say_so() -> None:
+    fast = compiled(Trained(), torch.randn(4, 8), calibrator=None, torch_executed_ops={"aten.linear"})
+    assert {reason for _, reason in told(fast).values()} == {"it stays in PyTorch: torch_executed_ops names it"}
+    assert "none of 4 layers in 8 bits" in torchsmith.explain(fast).summary
+
+
+def test_models_of_floats_are_told_as_before() -> None:
+    fast = compiled(Net(), torch.randn(2, 3, 8, 8), enabled_precisions={torch.float32}, calibrator=None)
+    explained = torchsmith.explain(fast)
+    assert explained.layers == [] and explained.summary.endswith("0 in PyTorch")
+    assert "8-bit" not in str(explained) and "layers" not in explained.segments[0]
+
+
+@pytest.mark.parametrize("model", [Net(), Trained()], ids=lambda model: type(model).__name__)
+def test_openvino_computes_what_is_told(model: nn.Module) -> None:
+    if "avx2" not in this_cpu().features:
+        pytest.skip("OpenVINO has int8 kernels for x86 with AVX2 and later")
+    fast = (
+        compiled(model, torch.randn(2, 3, 8, 8)) if isinstance(model, Net) else compiled(model, torch.randn(4, 8), calibrator=None)
+    )
+    (call,) = fast.plan.engine_calls
+    run: Any = backends.get("openvino").load(to_bytes(fast.program.constants[call.constant]), this_cpu())
+    in_int8 = [precision for _, precision in run.executed() if precision in ("u8", "i8")]
+    assert len(in_int8) == sum(not reason for _, reason in told(fast).values()) > 0
