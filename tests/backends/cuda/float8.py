@@ -63,14 +63,20 @@ def rounded(graph: Graph, given: Sequence[Tensor]) -> Graph:
     with Builder(graph.ranges) as builder:
         now: dict[Value, Value] = {v: builder.input(v.type, v.name) for v in graph.inputs}
         now.update({v: builder.constant(t, v.name) for v, t in graph.constants.items()})
+        pairs: dict[Value, Value] = {}  # one for all users
+
+        def rounded_value(old: Value) -> Value:
+            if old not in pairs:
+                pairs[old] = pair(builder, now[old], largest[old] / GREATEST)
+            return pairs[old]
+
         for node in graph.nodes:
             operands, op = [now[v] for v in node.inputs], node.op
             if isinstance(op, Linear) and node.inputs[1] in graph.constants:
-                operands[0] = pair(builder, operands[0], largest[node.inputs[0]] / GREATEST)
+                operands[0] = rounded_value(node.inputs[0])
                 operands[1] = weight(builder, graph.constants[node.inputs[1]])
             elif isinstance(op, Attention):
-                scales = [largest[v] / GREATEST for v in node.inputs[:3]]
-                operands[:3] = [pair(builder, v, s) for v, s in zip(operands[:3], scales, strict=True)]
+                operands[:3] = map(rounded_value, node.inputs[:3])
                 op = Attention(op.scale, op.causal, FLOAT8)
             made: Any = op(*operands)
             now.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))

@@ -22,7 +22,7 @@ from torchsmith.convert import convert
 from torchsmith.inputs import resolve
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.interpret import bind_symbols, interpret
-from torchsmith.ir.widen import widened
+from torchsmith.ir.widen import wide, widened
 from torchsmith.lower import lower
 from torchsmith.partition.segments import partition
 from torchsmith.quantize.precision import reduce_precision
@@ -116,4 +116,4 @@ def relative(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 def _wide(graph: Graph, inputs: Sequence[Tensor]) -> tuple[Graph, list[Tensor]]:
-    return widened(graph), [t.double() if t.is_floating_point() else t for t in inputs]
+    return widened(graph), [t.to(wide(t.dtype)) for t in inputs]

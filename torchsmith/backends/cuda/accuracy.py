@@ -15,6 +15,7 @@ from torchsmith.backends.cuda.fuse.fused import bind_graph, flattened
 from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.interpret import interpret
+from torchsmith.ir.widen import wide as wider
 from torchsmith.ir.widen import widened
 from torchsmith.ops.attention import Attention
 from torchsmith.ops.quantize import Quantize
@@ -92,7 +93,7 @@ def references(body: Graph, inputs: Sequence[Tensor], tf32: Tf32 | None = None) 
         floor = max(floor, TF32_FLOOR)
     floor = max([floor, *map(_floor, body.nodes)])
     try:
-        wide = interpret(widened(body), [t.double() if t.is_floating_point() else t for t in inputs])
+        wide = interpret(widened(body), [t.to(wider(t.dtype)) for t in inputs])
     except (torch.OutOfMemoryError, NotImplementedError):
         return References(eager, eager, 3 * floor)
     return References(wide, eager, floor)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from torchsmith.backends.cuda.float8 import FLOAT8, LEAST_ARCHITECTURE
 from torchsmith.config import BuildConfig
 from torchsmith.ir.graph import Graph, Node
 from torchsmith.quantize.abilities import Int8Abilities
@@ -30,6 +31,10 @@ class CudaBackend:
     def refuses(self, node: Node, target: Target) -> str | None:
         if target.arch not in ARCHITECTURES:
             return f"the cuda backend builds for {', '.join(ARCHITECTURES)}, and the target is {target.arch}"
+        if int(target.arch.removeprefix("sm_")) < LEAST_ARCHITECTURE:
+            narrow = next((v for v in (*node.inputs, *node.outputs) if v.type.dtype == FLOAT8), None)
+            if narrow is not None:
+                return f"{narrow} is float8, which GPUs compute in from sm_{LEAST_ARCHITECTURE} on, and the target is {target.arch}"
         return None
 
     def build(self, graph: Graph, target: Target, config: BuildConfig) -> bytes:

@@ -23,7 +23,7 @@ def quantized_parts(graph: Graph) -> Graph:
         after = [users[p.outputs[0]] for p in parts]
         if len(parts) < 2 or value in outputs or not _tile(parts, value) or any(p.outputs[0] in outputs for p in parts):
             continue
-        pairs = [found[0] for found in after if len(found) == 1 and _has_one_scale(found[0], graph)]
+        pairs = [found[0] for found in after if len(found) == 1 and quantizes_whole(found[0], graph)]
         if len(pairs) < len(parts) or len({n.op for n in pairs}) > 1:
             continue
         dim: int = parts[0].op.dim  # type: ignore[attr-defined]
@@ -63,8 +63,8 @@ def _tile(parts: Sequence[Node], value: Value) -> bool:
     return len(dims) == 1 and ends[:-1] == [_start(p) for p in parts] and same(value.type.shape[dims.pop()], ends[-1])
 
 
-def _has_one_scale(node: Node, graph: Graph) -> bool:
-    """Whether a node quantizes by one scale, without a zero point."""
+def quantizes_whole(node: Node, graph: Graph) -> bool:
+    """Whether a node quantizes all of a value by one scale, without a zero point."""
     if type(node.op).__name__ != "Quantize" or len(node.inputs) != 2:
         return False
     return node.op.axis is None and node.inputs[1] in graph.constants  # type: ignore[attr-defined]

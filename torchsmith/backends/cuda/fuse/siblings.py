@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchsmith.backends.cuda.fuse.epilogue import alike
 from torchsmith.backends.cuda.fuse.fused import in_order
+from torchsmith.backends.cuda.fuse.quantized_parts import quantizes_whole
 from torchsmith.backends.cuda.layout import VIEWS, contiguous, reshaped_strides
 from torchsmith.backends.cuda.program import is_pointwise
 from torchsmith.ir.graph import Graph, Node, Value
@@ -21,14 +22,15 @@ from torchsmith.ops.slice import Slice
 def siblings(graph: Graph) -> Graph:
     users, outputs = graph.users(), set(graph.outputs)
     pairs = {n.outputs[0]: n for n in graph.nodes if _is_of_constants(n, graph)}
-    groups: dict[tuple[Value, bool], list[Node]] = {}
+    groups: dict[tuple[Value, bool, bool], list[Node]] = {}
     for node in graph.nodes:
         rounded = len(node.inputs) > 1 and node.inputs[1] in pairs
         if type(node.op).__name__ == "Linear" and all(v in graph.constants for v in node.inputs[1 + rounded :]):
             (y,) = node.outputs
             known = rounded or node.inputs[1] in graph.constants
-            if known and y not in outputs and all(_suits(user, y) for user in users[y]):
-                groups.setdefault((node.inputs[0], rounded), []).append(node)
+            narrow = len(users[y]) == 1 and quantizes_whole(users[y][0], graph)  # to be made one: see `quantized_parts.py`
+            if known and y not in outputs and (narrow or all(_suits(user, y) for user in users[y])):
+                groups.setdefault((node.inputs[0], rounded, narrow), []).append(node)
     constants, nodes = dict(graph.constants), list(graph.nodes)
     for members in groups.values():
         if len(members) > 1:

@@ -120,7 +120,7 @@ def attend(
         base -= 8.807354922057604  # exponentials up to 448, as their sums then are: all of float8's range
     powers = exp2(scores * AFTER - base[:, None])
     total = total * less + tl.sum(powers, 1)
-    acc = dot(powers.to(value.dtype), value, acc * less[:, None], PRECISION)
+    acc = dot(powers.to(value.dtype), value, acc * less[:, None], "ieee" if WIDEN else PRECISION)
     return higher, total, acc
 
 
@@ -133,3 +133,27 @@ def twin(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cau
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~seen, -math.inf)
     return (scores.softmax(-1).nan_to_num(0.0).to(v.dtype).float() @ v.float()).to(v.dtype)
+
+
+def twin_float8(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool, rounded: bool, block_n: int
+) -> Tensor:
+    """The same of float8, `block_n` keys at a time; the result is float32. rounded: exponentials are, to float8."""
+    scores = q.float() @ k.float().transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.float()
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, -math.inf)
+    greatest = torch.full_like(scores[..., :1], -math.inf)
+    total, acc = torch.zeros_like(greatest), torch.zeros(*scores.shape[:-1], v.shape[-1], device=v.device)
+    for start in range(0, scores.shape[-1], block_n):
+        part = scores[..., start : start + block_n]
+        higher = torch.maximum(greatest, part.amax(-1, keepdim=True))
+        base = higher.masked_fill(higher == -math.inf, 0.0)
+        powers = torch.exp(part - base) * (448 if rounded else 1)
+        narrow = powers.clamp(max=448).to(v.dtype if rounded else torch.float16).float()
+        less = torch.exp(greatest - base)
+        total, acc = total * less + powers.sum(-1, keepdim=True), acc * less + narrow @ v[..., start : start + block_n, :].float()
+        greatest = higher
+    return acc / total.masked_fill(total == 0.0, 1.0)
