@@ -78,6 +78,45 @@ def test_what_training_rounded_is_told_layer_by_layer() -> None:
     }
 
 
+class Rounded(nn.Module):
+    """A linear layer whose weight and input are rounded as given."""
+
+    def __init__(self, axis: int | None, low: int = -128, high: int = 127) -> None:
+        super().__init__()
+        self.layer, self.axis, self.low, self.high = nn.Linear(8, 16), axis, low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        if self.axis is None:
+            weight = torch.fake_quantize_per_tensor_affine(weight, 0.01, 0, self.low, self.high)
+        else:
+            scale = torch.full((weight.shape[self.axis],), 0.01)
+            zero_point = torch.zeros_like(scale, dtype=torch.int32)
+            weight = torch.fake_quantize_per_channel_affine(weight, scale, zero_point, self.axis, self.low, self.high)
+        return nn.functional.linear(torch.fake_quantize_per_tensor_affine(x, 0.02, 0, self.low, self.high), weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Rounded(None), ""),
+        (Rounded(0, -8, 7), ""),
+        (Rounded(1), "its weight has a scale for each number that is summed up, and not for each result"),
+        (Rounded(None, -32768, 32767), "its quantize ops stay in PyTorch"),
+    ],
+)
+def test_what_engines_have_no_products_of_is_not_called_int8(model: nn.Module, reason: str) -> None:
+    assert told(compiled(model, torch.randn(4, 8), calibrator=None)).get("linear", ("", reason))[1] == reason
+
+
+def test_what_is_rounded_in_pytorch_is_not_called_int8() -> None:
+    fast = compiled(Trained(), torch.randn(4, 8), calibrator=None, torch_executed_ops={"aten.fake_quantize_per_tensor_affine"})
+    found = {name: reason for name, (_, reason) in told(fast).items()}
+    assert found.pop("linear_3") == "the model does not quantize it"
+    assert set(found.values()) == {"its quantize ops stay in PyTorch"}
+    assert torchsmith.explain(fast).eight_bits == "none of 4 layers in 8 bits"
+
+
 def test_what_multiplies_activations_or_is_recurrent_stays_in_floats() -> None:
     found = told(compiled(Mixed(), torch.randn(2, 5, 8)))
     assert {name: reason for name, (_, reason) in found.items()} == {

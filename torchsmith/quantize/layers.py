@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from torchsmith.convert import parameters_of
 from torchsmith.lower.editing import argument
-from torchsmith.ops.quantize import FP8
+from torchsmith.ops.quantize import FP8, LIMITS
 from torchsmith.quantize.placement import name_of
 
 # Ops that multiply matrices, by their names without namespace and overload.
@@ -59,35 +59,58 @@ def layers_of(
     for node in program.graph.nodes:
         if _op(node) not in _MATRICES:
             continue
-        own, marks = _dtype(node), [eight_bits(operand) for operand in _operands(node)]
+        own, marks = _dtype(node), [eight_bits(operand, in_torch) for operand in _operands(node)]
+        sums = _scales_what_is_summed(node)
         if node.name in in_torch:
             precision, reason = own, f"it stays in PyTorch: {in_torch[node.name]}"
-        elif marks and marks[0] is not None and len(set(marks)) == 1:
+        elif marks and marks[0] is not None and len(set(marks)) == 1 and not sums:
             precision, reason = marks[0], ""
         else:
             wanted = node.meta.get("precision") or floats.get(node.name, own)
             precision = wanted if own == torch.float32 else own
-            reason = reasons.get(node.name) or _reason(node, marks, known)
+            summed = "its weight has a scale for each number that is summed up, and not for each result" if sums else ""
+            reason = reasons.get(node.name) or summed or _reason(node, marks, known, in_torch)
         found[node.name] = LayerPrecision(name_of(node), str(precision).removeprefix("torch."), reason)
     return found
 
 
-def eight_bits(value: fx.Node) -> torch.dtype | None:
-    """int8 or float8_e4m3fn, where that is what a value was quantized to; None where it was not, or to more than one of them."""
+def eight_bits(value: fx.Node, in_torch: Collection[str] = ()) -> torch.dtype | None:
+    """int8 or float8_e4m3fn, where that is what a value was quantized to in an engine; None elsewhere.
+
+    in_torch: names of nodes that stay in PyTorch.
+    """
     if _op(value).startswith(_MARKS):
-        return _quantized_to(value)
+        return None if value.name in in_torch else _quantized_to(value)
     if _op(value) not in _MOVING and value.target is not operator.getitem:
         return None
-    sources = {eight_bits(source) for source in value.all_input_nodes if not isinstance(source.meta.get("val"), torch.SymInt)}
-    return sources.pop() if len(sources) == 1 else None
+    sources = [source for source in value.all_input_nodes if not isinstance(source.meta.get("val"), torch.SymInt)]
+    found = {eight_bits(source, in_torch) for source in sources}
+    return found.pop() if len(found) == 1 else None
 
 
-def _quantized_to(node: fx.Node) -> torch.dtype:
+def _quantized_to(node: fx.Node) -> torch.dtype | None:
+    """None for other numbers of bits."""
     if _op(node) == "quantize_op":  # ModelOpt's
-        return FP8 if argument(node, "exponent_bits") else torch.int8
+        return None if argument(node, "num_bits") != 8 else FP8 if argument(node, "exponent_bits") else torch.int8
+    if _op(node) == "fake_quantize_float8":
+        return FP8
+    if _op(node).startswith("fake_quantize"):
+        low, high = argument(node, "quant_min"), argument(node, "quant_max")
+        return torch.int8 if any(least <= low < high <= most for least, most in (LIMITS[torch.int8], LIMITS[torch.uint8])) else None
     source = node.args[0]
-    is_float = isinstance(source, fx.Node) and _dtype(source) == FP8
-    return FP8 if is_float or _op(node) == "fake_quantize_float8" else torch.int8
+    dtype = _dtype(source) if isinstance(source, fx.Node) else None
+    return {FP8: FP8, torch.int8: torch.int8, torch.uint8: torch.int8}.get(dtype)  # type: ignore[arg-type]
+
+
+def _scales_what_is_summed(node: fx.Node) -> bool:
+    """Whether the scales of a node's weight run along another dimension than the results'; no product of integers does that."""
+    op, operands = _op(node), _operands(node)
+    if len(operands) != 2 or "channel" not in _op(operands[1]):
+        return False
+    weight = operands[1]
+    rank, axis = weight.meta["val"].dim(), argument(weight, "axis")
+    results = 1 if op in _TRANSPOSED else 0 if op in _CONVOLUTIONS or op == "linear" else rank - 1
+    return bool(axis % rank != results and weight.meta["val"].shape[axis] != 1)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
@@ -97,22 +120,33 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return [value for value in node.args[first : first + count] if isinstance(value, fx.Node)]
 
 
-def _reason(node: fx.Node, marks: list[torch.dtype | None], known: set[str]) -> str:
+def _reason(node: fx.Node, marks: list[torch.dtype | None], known: set[str], in_torch: Collection[str]) -> str:
     """Why a node is in floats that nobody gave a reason for. marks: what its operands are quantized to. known: constants."""
     op, operands = _op(node), _operands(node)
     if op in _RECURRENT:
         return "a recurrent layer; engines compute those in floats"
     if _dtype(node) == torch.float64:
         return "float64 is not quantized"
+    if any(operand.name in in_torch and _op(operand).startswith(_MARKS) for operand in operands):
+        return "its quantize ops stay in PyTorch"
     if any(marks):
         return f"the model quantizes its {'input' if marks[0] else 'weight'} only"
-    if op == _ATTENTION or not any(operand.name in known for operand in operands):
+    if any(_op(operand).startswith(_MARKS) for operand in operands):
+        return "the model quantizes it to other numbers than those of eight bits"
+    if op == _ATTENTION or not any(_is_constant(operand, known) for operand in operands):
         return "it multiplies activations with each other"
-    if op in _CONVOLUTIONS and operands[-1].name not in known:
+    if op in _CONVOLUTIONS and not _is_constant(operands[-1], known):
         return "its weight is computed from the input"
     if op in _TRANSPOSED and argument(node, "groups") != 1:
         return "a transposed convolution in groups"
     return "the model does not quantize it"
+
+
+def _is_constant(value: fx.Node, known: set[str]) -> bool:
+    """Whether a value is a constant, moved or not."""
+    while _op(value) in _MOVING and len(value.all_input_nodes) == 1:
+        (value,) = value.all_input_nodes
+    return value.name in known
 
 
 def _op(node: fx.Node) -> str:
