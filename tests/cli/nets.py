@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import torchsmith
+
 
 def conv(batch: int = 1) -> tuple[nn.Module, tuple[Tensor, ...]]:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
@@ -48,6 +50,20 @@ def slow() -> tuple[nn.Module, tuple[Tensor, ...]]:
 def pictures() -> list[Tensor]:
     """Calibration data for `conv`."""
     return [torch.randn(1, 3, 8, 8) for _ in range(3)]
+
+
+def labelled() -> list[tuple[Tensor, Tensor]]:
+    """The same with labels."""
+    return [(picture, torch.zeros(1)) for picture in pictures()]
+
+
+def budget() -> torchsmith.AccuracyBudget:
+    """For `conv`, by the labels."""
+
+    def distance(scores: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (scores.mean(1) - batch[1]).abs().mean()
+
+    return torchsmith.AccuracyBudget(distance, loss=10.0, greater_is_better=False)
 
 
 NUMBER = 3

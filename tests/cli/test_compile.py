@@ -236,3 +236,15 @@ def test_calibration_data_may_come_from_a_function_and_be_measured_on(cli: Any, 
     refused(cli("explain", model, *options), "accuracy_budget is measured on data")
     refused(cli("explain", model, *options, "--calibrator", f"{NETS}:NUMBER"), "no function 'NUMBER'; calibration data are given")
     refused(cli("explain", model, "--accuracy-budget", "tiny"), "accuracy_budget='tiny'; it takes a relative error such as 0.01")
+
+
+def test_a_metric_may_come_from_a_function(cli: Any) -> None:
+    data = ("--precision", "f32,int8", "--calibrator", f"{NETS}:labelled", "--min-block-size", "1")
+    result = cli("explain", f"{NETS}:conv", *data, "--accuracy-budget", f"{NETS}:budget", "--json")
+    assert result.exit_code == 0, result.stderr
+    accuracy = json.loads(result.stdout)["accuracy"]
+    assert accuracy["budget"] == "a loss of 10 in distance" and accuracy["measured_on"] == "the engines"
+    refused(
+        cli("explain", f"{NETS}:conv", *data, "--accuracy-budget", f"{NETS}:NUMBER"),
+        "no function 'NUMBER'; a budget with a metric is given as file.py:function",
+    )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=models.MODEL_HELP, show_default=False)]
 Batch = Annotated[str | None, typer.Option(metavar="N", help=models.BATCH_HELP)]
+# Options whose values functions of the user's make, given as file.py:function.
+MADE = (("calibrator", "calibration data are"), ("accuracy_budget", "a budget with a metric is"))
 InputShapes = Annotated[list[str] | None, typer.Option("--input", metavar=models.INPUT_FORM, help=models.INPUT_HELP)]
 
 
@@ -109,10 +111,11 @@ def report_of(package: str) -> dict[str, Any]:
 def make(described: models.Given, options: dict[str, Any]) -> CompiledModule | HybridScript:
     import torchsmith
 
-    if isinstance(data := options.get("calibrator"), str) and ".py:" in data:
-        from torchsmith.bench.models import function_of
+    for name, what in MADE:
+        if isinstance(given := options.get(name), str) and ".py:" in given:
+            from torchsmith.bench.models import function_of
 
-        options = {**options, "calibrator": function_of(data, "calibration data are")()}
+            options = {**options, name: function_of(given, what)()}
     return torchsmith.compile(described.module, inputs=described.inputs, kwarg_inputs=described.kwarg_inputs or None, **options)
 
 
