@@ -22,9 +22,10 @@ from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.float8 import Float8Attention, Float8Linear
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.layout import place
-from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.steps import Call, Launch
 from torchsmith.backends.cuda.tactics.attention_float8 import AttentionFloat8Config
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
+from torchsmith.backends.cuda.timing import Bench, Candidate
 from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Value
@@ -215,3 +216,18 @@ def test_older_gpus_refuse_float8() -> None:
     for arch, refused in (("sm_80", True), ("sm_86", True), ("sm_89", False), ("sm_90", False)):
         why = [BACKEND.refuses(node, Target("cuda", arch)) for node in graph.nodes]
         assert all(w is not None and "sm_89" in w for w in why) if refused else why == [None, None]
+
+
+@pytest.mark.parametrize("graph", [residual(24, 64, 48), attends(2, 21, 32)], ids=["product", "attention"])
+def test_the_tuner_draws_all_of_the_range(graph: Graph) -> None:
+    """PyTorch's own results pass the gate, on inputs that reach what float8 has at most."""
+    fused = fuse(graph)
+    views, packed = place(fused), Packed(fused.constants)
+    node = next(n for n in fused.nodes if getattr(n.op, "kind", "").endswith("float8"))
+    candidate = Candidate(node, None, [Call(node.op, node.inputs, node.outputs)], views, packed.tensors)
+    bench = Bench(node, {}, torch.device("cpu"))
+    drawn_inputs = bench.inputs(candidate)
+    assert all(t.dtype == FLOAT8 and t.float().abs().max() >= 200 for t in drawn_inputs.values())
+    found = bench.check(candidate, lambda *_: None)
+    assert found.fault is None and bench.references(candidate).is_finite()
+    assert bench.references(candidate).floor == (6e-2 if "Attention" in str(node.op) else 2e-2)

@@ -132,3 +132,41 @@ def cudnn_benchmark(on: bool) -> Iterator[None]:
         yield
     finally:
         torch._C._set_cudnn_benchmark(before)
+
+
+@dataclass(frozen=True)
+class LibraryFloat8Linear(Op):
+    """x @ weight.T of float8 by cuBLASLt, times a number for each row and one for each column. Source: aten._scaled_mm.
+
+    x: (..., K), weight: (N, K), float8_e4m3fn, K and N multiples of 16; rows: (M, 1), columns: (1, N), or () both, float32;
+    bias: (N,) of the result's dtype. dtype: the result's, bfloat16 where there are numbers for rows and columns. fast: whether
+    tensor cores may sum up in the few bits that they have on Hopper.
+    """
+
+    dtype: torch.dtype
+    fast: bool
+
+    def infer(  # type: ignore[override]
+        self, x: TensorType, weight: TensorType, rows: TensorType, columns: TensorType, bias: TensorType | None = None
+    ) -> TensorType:
+        narrow = {x.dtype, weight.dtype} == {torch.float8_e4m3fn}
+        sizes = [size for size in weight.shape if not isinstance(size, int) or size % 16]
+        if not narrow or sizes or {rows.dtype, columns.dtype} != {torch.float32} or rows.rank != columns.rank:
+            raise Unsupported(f"cuBLASLt's product of {x} and {weight} by {rows} and {columns}; it takes float8, sizes of 16")
+        if rows.rank and (self.dtype != torch.bfloat16 or not same(columns.shape[1], weight.shape[0])):
+            raise Unsupported(f"cuBLASLt's product by {rows} and {columns} in {self.dtype}; it gives bfloat16")
+        if bias is not None and bias.dtype != self.dtype:
+            raise Unsupported(f"cuBLASLt's product in {self.dtype} with a bias {bias}")
+        wide = Linear().infer(x.with_dtype(torch.float32), weight.with_dtype(torch.float32))
+        return wide.with_dtype(self.dtype)
+
+    def reference(  # type: ignore[override]
+        self, x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        given = x.reshape(-1, x.shape[-1])
+        if given.is_cuda:
+            y = torch._scaled_mm(given, weight.t(), rows, columns, bias=bias, out_dtype=self.dtype, use_fast_accum=self.fast)
+        else:
+            y = (given.float() @ weight.float().t()) * rows * columns
+            y = (y if bias is None else y + bias.float()).to(self.dtype)
+        return y.view(*x.shape[:-1], weight.shape[0])

@@ -10,14 +10,21 @@ from torch import Tensor
 
 from tests.backends.cuda.float8 import FLOAT8, linear, narrow, pair
 from tests.backends.cuda.simulated import relative, stepped
+from torchsmith.backends.cuda import tactics
 from torchsmith.backends.cuda.steps import Launch
+from torchsmith.backends.cuda.tactics.cublas_float8 import CublasFloat8Config, CublasFloat8Template
+from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
+from torchsmith.backends.cuda.tactics.gemm_float8 import GemmFloat8Template
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Value
 from torchsmith.ir.interpret import interpret
 from torchsmith.ir.types import type_of
 from torchsmith.ir.widen import widened
 from torchsmith.ops.binary import Binary
+from torchsmith.ops.concat import Concat
+from torchsmith.ops.linear import Linear
 from torchsmith.ops.quantize import dequantize
+from torchsmith.ops.reshape import Reshape
 from torchsmith.ops.unary import Unary
 
 Net = Callable[[Builder, Value], Value]
@@ -97,3 +104,95 @@ def test_bytes_flow_between_layers() -> None:
     assert [s.kernel.function for s in launches] == ["pointwise", "gemm", "gemm", "gemm"]
     assert [v.type.dtype for s in launches[:3] for v in s.writes] == [FLOAT8] * 3
     assert relative([found], [wanted]) < 5e-3
+
+
+CONFIGS = [
+    GemmConfig(16, 32, 32, 4, 2),
+    GemmConfig(32, 16, 64, 4, 3, ahead=True),
+    GemmConfig(16, 32, 32, 4, 2, split_k=3),
+    GemmConfig(32, 32, 32, 4, 2, programs=3, group_m=2),
+    GemmConfig(64, 64, 32, 1, 2),  # the epilogue in halves
+    GemmConfig(16, 16, 32, 1, 2, chains=4),
+    GemmConfig(16, 32, 32, 2, 2, split_k=2, chains=2),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(("rows", "k", "n"), [(37, 300, 45), (64, 256, 32)])
+def test_configurations(config: GemmConfig, rows: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GemmFloat8Template, "configs", lambda self, e: [config])
+    x = torch.randn(rows, k).half()
+    found, wanted, names = kernels(lambda b, x: pair(b, linear(b, pair(b, x, 0.01), n), 0.02), x)
+    main = ["gemm", "gemm_sum"] if config.split_k > 1 else ["gemm_persistent" if config.programs else "gemm"]
+    assert names == ["pointwise", *main, "pointwise"][: len(names)] and relative([found], [wanted]) < 5e-3
+
+
+@pytest.mark.parametrize("variant", ["scaled", "plain"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quantizes", [True, False])
+def test_the_library(quantizes: bool, dtype: torch.dtype, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its product, and one launch for what follows."""
+    monkeypatch.setattr(tactics, "ORDER", ("cublas_float8", *(name for name in tactics.ORDER if name != "cublas_float8")))
+    given = CublasFloat8Template.configs
+    monkeypatch.setattr(CublasFloat8Template, "configs", lambda self, e: sorted(given(self, e), key=lambda c: c.variant != variant))
+
+    def net(builder: Builder, x: Value) -> Value:
+        y = linear(builder, pair(builder, x, 0.01), 48, bias=quantizes)
+        return pair(builder, Unary("relu")(y), 0.02) if quantizes else y
+
+    graph = graph_of(net, x := torch.randn(37, 64).to(dtype))
+    steps, (found,) = stepped(graph, [x])
+    (wanted,) = interpret(widened(graph), [x.double()])
+    names = [s.kernel.function if isinstance(s, Launch) else f"[{type(s.op).__name__}]" for s in steps]
+    alone = not quantizes and variant == "scaled" and dtype == torch.bfloat16
+    assert names[:2] == ["pointwise", "[LibraryFloat8Linear]"] and ("pointwise" in names[2:]) != alone, names
+    assert relative([found], [wanted]) < 2e-2
+
+
+def test_sizes_that_the_library_has_no_product_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tactics, "ORDER", ("cublas_float8", *tactics.ORDER))
+    _, _, names = kernels(lambda b, x: linear(b, pair(b, x, 0.01), 45), torch.randn(37, 64).half())
+    assert names == ["pointwise", "gemm"]
+    assert CublasFloat8Config("plain") == CublasFloat8Template.config_type("plain")
+
+
+# ---- what moves, and what stays as it is ----------------------------------------------------------------------------------
+
+
+def test_what_moves_elements_moves_bytes() -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        y = linear(builder, pair(builder, x, 0.01), 48)
+        y = Reshape((3, 7, 48))(pair(builder, Reshape((7, 3, 48))(y), 0.02))
+        return linear(builder, y, 24)
+
+    found, wanted, names = kernels(net, torch.randn(21, 40).half())
+    assert names == ["pointwise", "gemm", "gemm"] and relative([found], [wanted]) < 5e-3
+
+
+@pytest.mark.parametrize("width", [48, 33])
+def test_concatenations_are_of_bytes(width: int) -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        x = pair(builder, x, 0.01)
+        y = Concat(1)(*(pair(builder, Unary("relu")(linear(builder, x, width, seed=s)), 0.02) for s in (1, 2)))
+        return linear(builder, y, 24)
+
+    found, wanted, names = kernels(net, torch.randn(21, 40).half())
+    assert names[0] == "pointwise" and names[-1] == "gemm" and relative([found], [wanted]) < 5e-3, names
+
+
+def test_weights_alone_are_folded() -> None:
+    found, wanted, names = kernels(lambda b, x: linear(b, x, 24), torch.randn(33, 40))
+    assert names == ["gemm"] and relative([found], [wanted]) < 1e-5
+
+
+def test_other_products_stay_in_wider_floats() -> None:
+    """A weight that has no pair, and one that is int8: what is rounded is rounded, and multiplied in halves."""
+
+    def net(builder: Builder, x: Value) -> Value:
+        y = Linear()(pair(builder, x, 0.01), builder.constant(torch.randn(24, 40).half()))
+        whole = builder.constant(torch.randint(-127, 128, (16, 24), dtype=torch.int8))
+        z: Value = Linear()(pair(builder, y, 0.1), dequantize(whole, 0.01, None, None, torch.float16))
+        return z
+
+    found, wanted, names = kernels(net, torch.randn(33, 40).half())
+    assert names.count("gemm") == 2 and relative([found], [wanted]) < 5e-3

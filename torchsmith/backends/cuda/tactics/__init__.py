@@ -17,7 +17,7 @@ from torchsmith.errors import Unsupported
 ORDER: tuple[str, ...] = (
     "gemv", "gemm", "gemm_int8", "gemm_float8", "gemm_norm", "depthwise", "depthwise_gate", "squeeze_excite", "convolution",
     "stem_taps", "stem", "norm", "softmax", "reduce", "attention", "attention_float8", "attention_library", "pool", "concat",
-    "pointwise", "movement", "cudnn", "cublas", "sparse", "sparse_int8",
+    "pointwise", "movement", "cudnn", "cublas", "cublas_float8", "sparse", "sparse_int8",
 )  # fmt: skip
 SPARSE = frozenset({"sparse", "sparse_int8"})  # those for 2:4 weights
 # From here on cuDNN's convolutions are taken first, where what follows is in their kernels: 0.7 to 0.95 of the time of ours on an
