@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.quantize.rounding import nearest, rounded
+from torchsmith.sparsity import is_two_four, two_four_mask
 
 
 def problem(groups: int, rows: int, columns: int, seen: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,3 +53,22 @@ def test_fewer_inputs_than_columns_are_enough_to_gain() -> None:
     whole = rounded(weight, steps, 127, shown.transpose(1, 2) @ shown / 32, 32)
     plain = nearest(weight, steps, 127)
     assert float(change(inputs, weight, whole, steps).mean()) < float(change(inputs, weight, plain, steps).mean())
+
+
+def test_pruned_weights_stay_pruned() -> None:
+    weight, steps, inputs = problem(1, 16, 64, 400)
+    mask = two_four_mask(weight, 2)
+    weight = weight * mask
+    whole = rounded(weight, steps, 127, inputs.transpose(1, 2) @ inputs / 400, 400)
+    plain = nearest(weight, steps, 127)
+    assert not bool(whole[~mask].any()) and is_two_four(whole, 2)
+    assert float(change(inputs, weight, whole, steps).mean()) < 0.8 * float(change(inputs, weight, plain, steps).mean())
+
+
+@pytest.mark.parametrize("size", [1e19, 1e25, float("inf"), float("nan")])
+def test_moments_that_overflow_are_rounded_without(size: float) -> None:
+    weight, steps, inputs = problem(1, 4, 20, 40)
+    moments = inputs.transpose(1, 2) @ inputs
+    moments[0, 3] *= size
+    moments[0, :, 3] *= size
+    assert torch.isfinite(rounded(weight, steps, 127, moments, 40)).all()

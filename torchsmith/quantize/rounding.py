@@ -25,7 +25,8 @@ def rounded(weight: Tensor, steps: Tensor, greatest: int, moments: Tensor, seen:
     """Whole numbers for a weight, times whose steps it computes nearly the same.
 
     weight: (..., rows, K), float32. steps: (..., rows). moments: (..., K, K), the mean of x xᵀ over the `seen` inputs x, float32.
-    Gives whole numbers up to `greatest` as float32, (..., rows, K). A row for which rounding to the nearest is no worse gets that.
+    Gives whole numbers up to `greatest` as float32, (..., rows, K). A row for which rounding to the nearest is no worse gets that;
+    so does one whose moments are infinite. Zeros stay zeros, so that pruned weights stay pruned.
     """
     count = weight.shape[-1]
     moments = _damped(moments.double(), _DOUBT * count / (count + seen))
@@ -33,13 +34,14 @@ def rounded(weight: Tensor, steps: Tensor, greatest: int, moments: Tensor, seen:
     factor = _factor(_permuted(moments, order)).to(weight.dtype)
     columns = order[..., None, :].expand(weight.shape)
     left = weight.gather(-1, columns)
+    zero = left == 0
     found = torch.empty_like(left)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         errors = torch.empty_like(left[..., start:stop])
         for column in range(start, stop):
             wanted = left[..., column]
-            whole = nearest(wanted[..., None], steps, greatest)[..., 0]
+            whole = nearest(wanted[..., None], steps, greatest)[..., 0].masked_fill_(zero[..., column], 0)
             found[..., column] = whole
             error = (wanted - whole * steps) / factor[..., column, column, None]
             left[..., column:stop] -= error[..., None] * factor[..., column, None, column:stop]
@@ -65,7 +67,8 @@ def _permuted(moments: Tensor, order: Tensor) -> Tensor:
 
 def _factor(matrix: Tensor) -> Tensor:
     """The upper triangular U with Uᵀ U the matrix's inverse: that of the R with R Rᵀ the matrix."""
-    root = torch.linalg.cholesky(matrix.flip(-1, -2)).flip(-1, -2)
+    # where the matrix is not positive definite, as far as its numbers tell, what comes out is no good, which `_changes` shows
+    root = torch.linalg.cholesky_ex(matrix.flip(-1, -2)).L.flip(-1, -2)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     factor: Tensor = torch.linalg.solve_triangular(root, identity, upper=True)
     return factor
