@@ -82,5 +82,5 @@ def test_ops_to_leave_to_pytorch_may_be_overloads() -> None:
 def test_int8_may_be_enabled_beside_floats_and_eight_bits_without_a_sign_may_not() -> None:
     given = Config.from_options(enabled_precisions={torch.half, torch.int8})
     assert given.quantize.enabled_precisions == {torch.float16, torch.int8}
-    with pytest.raises(InvalidOption, match=r"has torch.uint8; this version computes in .*torch\.bfloat16 and torch\.int8"):
+    with pytest.raises(InvalidOption, match=r"torch.uint8; this version computes in .*, torch\.int8 and torch\.float8_e4m3fn"):
         Config.from_options(enabled_precisions={torch.uint8})

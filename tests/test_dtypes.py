@@ -16,6 +16,8 @@ from torchsmith.errors import InvalidOption
         (dtype.long, torch.int64),
         (dtype.int, torch.int32),
         ("bool", torch.bool),
+        ("fp8", torch.float8_e4m3fn),
+        (torch.float8_e4m3fn, torch.float8_e4m3fn),
     ],
 )
 def test_an_element_type_is_read_by_every_name(name: object, kind: torch.dtype) -> None:

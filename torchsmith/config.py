@@ -41,15 +41,17 @@ class QuantizeConfig:
     )
     calibrator: object = option(
         None,
-        "typical inputs to choose int8 ranges by: a DataLoader, a list, one of torchsmith.ptq, or a calibration cache's path; "
-        "on the command line file.py:function, which returns them",
+        "typical inputs to choose ranges of int8 and fp8 by: a DataLoader, a list, one of torchsmith.ptq, or a calibration cache's "
+        "path; on the command line file.py:function, which returns them",
     )
     accuracy_budget: object = option(
         None,
         "what lower precisions may cost: a relative error of the outputs over the calibrator's data, such as 0.01, or an "
         "AccuracyBudget; each layer gets the fastest precision that keeps it",
     )
-    skip_layers: frozenset[str] = option(frozenset(), "modules that int8 leaves as they are: paths, or patterns such as blocks.0.*")
+    skip_layers: frozenset[str] = option(
+        frozenset(), "modules that int8 and fp8 leave as they are: paths, or patterns such as blocks.0.*"
+    )
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,11 @@ def _precisions(value: Any) -> frozenset[torch.dtype]:
     if not isinstance(value, Collection) or isinstance(value, str) or not value:
         raise InvalidOption(f"enabled_precisions={value!r}; it takes a set such as {{torch.float32, torch.bfloat16}}")
     read = frozenset(public_dtype.of(p).torch for p in value)
-    usable = {torch.float32, torch.float16, torch.bfloat16, torch.int8}
+    usable = {torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.float8_e4m3fn}
     if refused := read - usable:
         names = ", ".join(sorted(str(p) for p in refused))
         raise InvalidOption(
-            f"enabled_precisions has {names}; this version computes in torch.float32, torch.float16, torch.bfloat16 and torch.int8"
+            f"enabled_precisions has {names}; this version computes in torch.float32, torch.float16, torch.bfloat16, torch.int8 "
+            "and torch.float8_e4m3fn"
         )
     return read

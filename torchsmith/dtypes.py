@@ -22,6 +22,7 @@ class dtype(Enum):
     f32 = torch.float32
     f64 = torch.float64
     bf16 = torch.bfloat16
+    f8 = torch.float8_e4m3fn
     # the longer names are aliases
     bool = torch.bool
     uint8 = torch.uint8
@@ -40,6 +41,8 @@ class dtype(Enum):
     fp64 = torch.float64
     float64 = torch.float64
     bfloat16 = torch.bfloat16
+    fp8 = torch.float8_e4m3fn
+    float8_e4m3fn = torch.float8_e4m3fn
 
     @property
     def torch(self) -> torch.dtype:

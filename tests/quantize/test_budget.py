@@ -382,7 +382,7 @@ def test_half_models_and_models_with_fake_quantization_are_refused(net: nn.Modul
     road = Pipeline(net, batches()[0]).capture().lower()
     once = quantize(road.lowered, Config.from_options(enabled_precisions={F32, INT8}, calibrator=batches()).quantize)
     config = Config.from_options(enabled_precisions={F32, INT8}, calibrator=batches(), accuracy_budget=0.1)
-    with pytest.raises(InvalidOption, match="this one has fake-quantize ops, which say what is int8 already"):
+    with pytest.raises(InvalidOption, match="this one has fake-quantize ops, which say what has eight bits already"):
         quantize(type(road.lowered)(once.program), config.quantize)
     with pytest.raises(InvalidOption, match="accuracy_budget is for models that are one program, and this one is not: it keeps"):
         no_calibrator(config.quantize, NotConvertible("it keeps state"))

@@ -116,8 +116,11 @@ class Input:
         if rank is not None and len(dims) != rank:
             raise InvalidInput(f"format={layout} needs {rank} dimensions, and the shape has {len(dims)}: {_text(dims)}")
         set_field = object.__setattr__  # the way to fill a frozen dataclass that has a constructor of its own
+        kind = element_type.of(dtype)
+        if kind is element_type.f8:
+            raise InvalidInput(f"Input(dtype={dtype}); engines compute in fp8 inside, and take floats of more bits: give those")
         set_field(self, "dims", dims)
-        set_field(self, "dtype", element_type.of(dtype))
+        set_field(self, "dtype", kind)
         set_field(self, "format", layout)
         set_field(self, "tensor_domain", _domain(tensor_domain))
         set_field(self, "torch_tensor", torch_tensor)

@@ -1,4 +1,4 @@
-"""What a backend's engines do of int8: calibration and the choice of precisions go by it."""
+"""What a backend's engines do of int8 and fp8: calibration and the choice of precisions go by it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torchsmith.quantize.calibration import Calibration, Range
+from torchsmith.target import Target
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,19 @@ class Int8Abilities:
 
     gated: a 1×1 convolution of what a squeeze-and-excite's gate scales is worth computing in int8; see `placement.place`.
     unsigned: numbers that are never negative may take 256 steps from 0, and not 127.
+    fp8_since: the least compute capability, as 89 for 8.9, whose GPUs get kernels of float8_e4m3fn; 0 where any device computes
+    what it means, None where there is no such engine.
     """
 
     mixes_floats: bool = True
     gated: bool = True
     unsigned: bool = True
+    fp8_since: int | None = None
+
+    def computes_fp8(self, target: Target) -> bool:
+        if self.fp8_since is None or target.device != "cuda":
+            return self.fp8_since == 0
+        return int(target.arch.removeprefix("sm_")) >= self.fp8_since
 
     def ranges(self, calibration: Calibration) -> Calibration:
         """The calibration with ranges that these engines have."""
@@ -30,4 +39,4 @@ class Int8Abilities:
         return replace(calibration, ranges=ranges)
 
 
-ALL = Int8Abilities()
+ALL = Int8Abilities(fp8_since=0)

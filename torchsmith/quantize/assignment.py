@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from torchsmith.quantize.formats import FORMATS
 from torchsmith.quantize.sensitivity import Choice, Option
 
 # How many steps are tried to be taken back, those that cost most time first, and the least share of all time that one is worth it.
@@ -23,19 +24,21 @@ _TAKEN_BACK, _WORTHWHILE = 8, 0.005
 
 @dataclass(frozen=True)
 class Family:
-    """Precisions that may stand in one engine. floats: fastest first; what is no layer computes in the first."""
+    """Precisions that may stand in one engine. eight_bits: int8 and fp8, as far as layers have them. floats: fastest first; what is
+    no layer computes in the first.
+    """
 
-    int8: bool
+    eight_bits: bool
     floats: tuple[torch.dtype, ...]
 
     def admits(self, precision: torch.dtype) -> bool:
-        return self.int8 if precision == torch.int8 else precision in self.floats
+        return self.eight_bits if precision in FORMATS else precision in self.floats
 
 
-def families(int8: bool, floats: Sequence[torch.dtype], mixes: bool) -> tuple[Family, ...]:
-    """mixes: whether several floats may stand beside int8 in one engine."""
-    if mixes or not int8 or len(floats) == 1:
-        return (Family(int8, tuple(floats)),)
+def families(eight_bits: bool, floats: Sequence[torch.dtype], mixes: bool) -> tuple[Family, ...]:
+    """mixes: whether several floats may stand beside eight bits in one engine."""
+    if mixes or not eight_bits or len(floats) == 1:
+        return (Family(eight_bits, tuple(floats)),)
     return (*(Family(True, (dtype,)) for dtype in floats), Family(False, tuple(floats)))
 
 

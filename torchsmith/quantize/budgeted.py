@@ -20,10 +20,11 @@ from torchsmith.quantize.assignment import Ladder, Step, families, raised, searc
 from torchsmith.quantize.batches import Batch, batches_of
 from torchsmith.quantize.budget import AccuracyBudget, Budget, Loss, Sample, Tally, samples_of
 from torchsmith.quantize.calibration import Calibration
+from torchsmith.quantize.formats import FORMATS
 from torchsmith.quantize.insert import correct_biases, insert, with_ranges
 from torchsmith.quantize.placement import Placement, among, place, worthwhile
 from torchsmith.quantize.sensitivity import sensitivities
-from torchsmith.quantize.simulate import Rounding, Simulation, int8_rounding, joint_rounding, kinds_of
+from torchsmith.quantize.simulate import Rounding, Simulation, eight_bit_rounding, joint_rounding, kinds_of
 from torchsmith.target import Target
 
 # Calls of the program: that layers are told apart by, and that assignments are tried on before all data have the last word.
@@ -38,7 +39,10 @@ Run = Callable[[Batch], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Model:
-    """What is quantized. calibration: None where int8 is not enabled. skip_layers: as the option has it. gated: as in `place`."""
+    """What is quantized. calibration: None where neither int8 nor fp8 is enabled. skip_layers: as the option has it.
+
+    gated, formats: as in `place`.
+    """
 
     program: ExportedProgram
     placement: Placement
@@ -46,17 +50,18 @@ class Model:
     skip_layers: frozenset[str]
     target: Target
     gated: bool = True
+    formats: tuple[torch.dtype, ...] = (torch.int8,)
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """int8, floats: of the enabled precisions those that the target computes in, floats fastest first.
+    """eight_bits: whether int8 or fp8 is enabled and computed in. floats: those of the enabled ones, fastest first.
 
-    mixes: whether an engine may have several floats beside int8.
+    mixes: whether an engine may have several floats beside eight bits.
     """
 
     budget: Budget
-    int8: bool
+    eight_bits: bool
     floats: tuple[torch.dtype, ...]
     mixes: bool
 
@@ -71,7 +76,7 @@ class Assignment:
 
     @property
     def rest(self) -> torch.dtype:
-        """The float of what is no layer, and of layers that int8 would not serve."""
+        """The float of what is no layer, and of layers that eight bits would not serve."""
         return self.ladder.family.floats[0]
 
     @property
@@ -100,7 +105,7 @@ class Budgeted:
             model.program, model.placement, model.calibration, self.kinds, allowed.floats,
             list(_until(iter(self._tried), _ALONE_CALLS)), allowed.budget, model.target, model.skip_layers,
         )  # fmt: skip
-        self.ladders = [Ladder(family, self.choices) for family in families(allowed.int8, allowed.floats, allowed.mixes)]
+        self.ladders = [Ladder(family, self.choices) for family in families(allowed.eight_bits, allowed.floats, allowed.mixes)]
         self._measured: dict[tuple[Ladder, frozenset[Step]], Loss] = {}
         self._bias = {ladder: (1.0, 0.0) for ladder in self.ladders}  # of engines: a factor, and what is added
         self.best: Assignment | None = None
@@ -194,18 +199,16 @@ class Budgeted:
         """The model with fake-quantize ops, and what computes in another float than the rest marked so."""
         program = copied(self.model.program)
         precisions = {node.name: dtype for node, dtype in self.precisions().items()}
-        layers = [
-            layer
-            for layer in place(program, self.model.skip_layers, gated=self.model.gated).layers
-            if precisions.get(layer.node.name) == torch.int8
-        ]
+        whole = place(program, self.model.skip_layers, gated=self.model.gated, formats=self.model.formats)
         for node in program.graph.nodes:
-            dtype = precisions.get(node.name, torch.int8)
-            if dtype not in (torch.int8, self.assignment.rest):
+            dtype = precisions.get(node.name, self.assignment.rest)
+            if dtype not in FORMATS and dtype != self.assignment.rest:
                 node.meta["precision"] = dtype
-        if layers:
+        if any(dtype in FORMATS for dtype in precisions.values()):
             assert self.model.calibration is not None
-            placement = among(program, layers, self.model.skip_layers)
+            layers = [layer for layer in whole.layers if precisions.get(layer.node.name) == layer.dtype]
+            attentions = [node for node in whole.attentions if precisions.get(node.name) in FORMATS]
+            placement = among(program, layers, self.model.skip_layers, attentions)
             calibration = with_ranges(placement, self.model.calibration)
             correct_biases(program, placement, calibration)
             insert(program, placement, calibration)
@@ -270,14 +273,15 @@ class Budgeted:
 
     def _rounding(self, ladder: Ladder, taken: Collection[Step]) -> Rounding:
         model, precisions = self.model, self._precisions(ladder, taken)
-        layers = [layer for layer in model.placement.layers if precisions.get(layer.node) == torch.int8]
-        int8 = Rounding()
-        if layers:
+        eight = Rounding()
+        if any(dtype in FORMATS for dtype in precisions.values()):
             assert model.calibration is not None
-            placement = among(model.program, layers, model.skip_layers)
-            int8 = int8_rounding(model.program, placement, with_ranges(placement, model.calibration))
-        floats = {node: dtype for node, dtype in precisions.items() if dtype != torch.int8}
-        return joint_rounding(model.program, int8, floats, ladder.family.floats[0], self.kinds)
+            layers = [layer for layer in model.placement.layers if precisions.get(layer.node) == layer.dtype]
+            attentions = [node for node in model.placement.attentions if precisions.get(node) in FORMATS]
+            placement = among(model.program, layers, model.skip_layers, attentions)
+            eight = eight_bit_rounding(model.program, placement, with_ranges(placement, model.calibration))
+        floats = {node: dtype for node, dtype in precisions.items() if dtype not in FORMATS}
+        return joint_rounding(model.program, eight, floats, ladder.family.floats[0], self.kinds)
 
     def _precisions(self, ladder: Ladder, taken: Collection[Step]) -> dict[fx.Node, torch.dtype]:
         """As chosen, except for depthwise convolutions in int8 behind a float layer, which gain nothing by it."""

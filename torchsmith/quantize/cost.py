@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsmith.ops.quantize import FP8
 from torchsmith.target import Target
 
-BYTES = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2, torch.int8: 1}
+BYTES = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2, torch.int8: 1, FP8: 1}
 
 # Operations (two to a multiply-add) in the time that a byte takes, by dtype. GPUs: dense tensor-core rates by memory bandwidth,
 # from NVIDIA's data sheets (A100 SXM: 156, 312, 312, 624 TFLOP/s at 2.0 TB/s; H100 SXM: 495, 989, 989, 1979 at 3.35).
@@ -61,7 +62,8 @@ def rates(target: Target) -> Mapping[torch.dtype, float]:
         found = _GPUS["sm_90" if number >= 90 else "sm_80"]
     else:
         found = _CPUS[next((feature for feature in _CPUS if feature in target.features), "")]
-    return dict(zip(dtypes, found, strict=True))
+    known = dict(zip(dtypes, found, strict=True))
+    return {**known, FP8: known[torch.int8]}  # tensor cores that have it multiply as fast in both
 
 
 def time_of(work: Work, dtype: torch.dtype, target: Target) -> float:

@@ -28,7 +28,8 @@ _WORTHWHILE = 0.63  # of the expected squared error; what gains less than 2 dB s
 def shares_by(program: ExportedProgram, placement: Placement, batches: Sequence[Batch]) -> dict[str, tuple[float, ...]]:
     """Shares of the channels of the values that gain by them, by the values' names; see `Calibration.shares`.
 
-    Those are inputs of linear layers only, of three dimensions and more: rows of tokens.
+    Those are inputs of linear layers only, of three dimensions and more: rows of tokens. What is quantized to fp8 is left: a
+    float's error goes with its own magnitude, and not with the largest channel's.
     """
     takers = _takers(placement)
     if not takers:
@@ -57,7 +58,7 @@ def _takers(placement: Placement) -> dict[fx.Node, list[Layer]]:
     groups = [point.group for point in placement.points]
     shared = [layer.weight for layer in placement.layers]
     found: dict[fx.Node, list[Layer]] = {}
-    for point in placement.points:
+    for point in (point for point in placement.points if point.dtype == torch.int8):
         behind = [layers[user] for user in point.users if user in layers]
         plain = all(
             layer.x is point.node and layer.weight.meta["val"].dim() == 2 and shared.count(layer.weight) == 1 for layer in behind

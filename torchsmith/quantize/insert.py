@@ -12,12 +12,13 @@ from torch.export import ExportedProgram
 from torchsmith.convert import parameters_of
 from torchsmith.errors import InvalidInput
 from torchsmith.lower.editing import argument, call, lift, set_argument
+from torchsmith.ops.quantize import FP8
 from torchsmith.quantize.calibration import Calibration, Range
-from torchsmith.quantize.placement import Layer, Placement, Point, name_of
+from torchsmith.quantize.formats import FORMATS
+from torchsmith.quantize.placement import Layer, Placement, Point, name_of_point
 
 aten = torch.ops.aten
 
-WEIGHT_LEAST, WEIGHT_GREATEST = -127, 127
 # Smaller steps have no finite inverse in float32, which fake-quantize multiplies by.
 _LEAST_STEP = 2.0**-120
 
@@ -49,6 +50,22 @@ class Grid:
         return (x * (1 / self.step)).round_().clamp_(self.least, self.greatest).mul_(self.step)
 
 
+@dataclass(frozen=True)
+class FloatGrid:
+    """The numbers that an activation can take in fp8: step times those of float8_e4m3fn."""
+
+    step: float
+
+    @staticmethod
+    def of(range: Range) -> FloatGrid:
+        """The threshold is the greatest of them."""
+        return FloatGrid(max(range.threshold / FORMATS[FP8].greatest, _LEAST_STEP) if range.threshold > 0 else 1.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.torchsmith.fake_quantize_float8(x, torch.tensor(self.step, device=x.device))
+        return y
+
+
 def with_ranges(placement: Placement, calibration: Calibration) -> Calibration:
     """The calibration with ranges for a placement of fewer layers than it was made for.
 
@@ -59,7 +76,7 @@ def with_ranges(placement: Placement, calibration: Calibration) -> Calibration:
         source, name = point.node, point.name
         while name not in calibration.ranges:
             source = source.all_input_nodes[0]
-            name = name_of(source)
+            name = name_of_point(source, point.dtype)
         found[point.name] = calibration.ranges[name]
     return replace(calibration, ranges=found)
 
@@ -69,22 +86,30 @@ def insert(program: ExportedProgram, placement: Placement, calibration: Calibrat
     for point in placement.points:
         _insert_activation(program, point, grid_of(point, calibration))
     tensors = parameters_of(program)
-    made: dict[tuple[fx.Node, int], fx.Node] = {}
+    made: dict[tuple[fx.Node, int, torch.dtype], fx.Node] = {}
     for layer in placement.layers:
-        key = layer.weight, layer.axis
+        key = layer.weight, layer.axis, layer.dtype
         if key not in made:
             made[key] = _insert_weight(program, layer, tensors[layer.weight.name], calibration)
         layer.node.replace_input_with(layer.weight, made[key])
 
 
-def grid_of(point: Point, calibration: Calibration) -> Grid:
+def grid_of(point: Point, calibration: Calibration) -> Grid | FloatGrid:
+    if point.dtype == FP8:
+        return FloatGrid.of(calibration.ranges[point.name])
     return Grid.of(calibration.ranges[point.name], calibration.shares.get(point.name))
 
 
-def _insert_activation(program: ExportedProgram, point: Point, grid: Grid) -> None:
+def _insert_activation(program: ExportedProgram, point: Point, grid: Grid | FloatGrid) -> None:
     users = point.users
     (first,) = (node for node in point.node.graph.nodes if node in users and node is users[0])
     given = point.node
+    if isinstance(grid, FloatGrid):
+        scale = lift(program, torch.tensor(grid.step, device=given.meta["val"].device), "c_scale")
+        new = call(first, torch.ops.torchsmith.fake_quantize_float8.default, given, scale)
+        for user in users:
+            user.replace_input_with(point.node, new)
+        return
     if grid.shares is not None:
         val = given.meta["val"]
         inverse = 1 / torch.tensor(grid.shares, dtype=torch.float64)
@@ -96,12 +121,17 @@ def _insert_activation(program: ExportedProgram, point: Point, grid: Grid) -> No
 
 def _insert_weight(program: ExportedProgram, layer: Layer, weight: Tensor, calibration: Calibration) -> fx.Node:
     steps = weight_steps(weight, layer, calibration)
-    scale, zero_point = lift(program, steps, "c_scale"), lift(program, torch.zeros_like(steps, dtype=torch.int32), "c_zero_point")
-    target = aten.fake_quantize_per_channel_affine.default
+    scale = lift(program, steps, "c_scale")
     given = layer.weight
     if layer.weight.name in calibration.roundings or shares_of(layer, weight, calibration) is not None:
         given = _replaced(program, layer, _on_grid(weight, layer, calibration))
-    return call(layer.node, target, given, scale, zero_point, layer.axis, WEIGHT_LEAST, WEIGHT_GREATEST)
+    if layer.dtype == FP8:
+        return call(layer.node, torch.ops.torchsmith.fake_quantize_float8.default, given, scale, layer.axis)
+    zero_point = lift(program, torch.zeros_like(steps, dtype=torch.int32), "c_zero_point")
+    greatest = FORMATS[torch.int8].greatest
+    return call(
+        layer.node, aten.fake_quantize_per_channel_affine.default, given, scale, zero_point, layer.axis, -greatest, greatest
+    )
 
 
 def _replaced(program: ExportedProgram, layer: Layer, tensor: Tensor) -> fx.Node:
@@ -116,7 +146,7 @@ def _replaced(program: ExportedProgram, layer: Layer, tensor: Tensor) -> fx.Node
 
 def shares_of(layer: Layer, weight: Tensor, calibration: Calibration) -> Tensor | None:
     """What the layer's inputs are divided by and its weight is multiplied by, shaped to be broadcast; None where that is 1."""
-    shares = calibration.shares.get(name_of(layer.x))
+    shares = calibration.shares.get(name_of_point(layer.x, layer.dtype))
     if shares is None:
         return None
     return torch.tensor(shares, device=weight.device).reshape([1 if dim == layer.axis else -1 for dim in range(weight.dim())])
@@ -128,25 +158,26 @@ def weight_steps(weight: Tensor, layer: Layer, calibration: Calibration) -> Tens
     given = weight.detach().float() if shares is None else weight.detach().float() * shares
     greatest = given.movedim(layer.axis, 0).flatten(1).abs().amax(1)
     if not bool(torch.isfinite(greatest).all()):
-        raise InvalidInput(f"the weight of {layer.name} has NaN or infinite numbers; int8 needs finite ones")
-    return torch.where(greatest > 0, greatest / WEIGHT_GREATEST, 1.0).clamp(min=_LEAST_STEP)
+        raise InvalidInput(f"the weight of {layer.name} has NaN or infinite numbers; eight bits need finite ones")
+    return torch.where(greatest > 0, greatest / FORMATS[layer.dtype].greatest, 1.0).clamp(min=_LEAST_STEP)
 
 
 def rounded_weight(weight: Tensor, layer: Layer, calibration: Calibration) -> Tensor:
-    """What the layer's int8 numbers stand for, in the weight's shape and dtype. Raises InvalidInput as `weight_steps`."""
+    """What the layer's numbers of eight bits stand for, in the weight's shape and dtype. Raises InvalidInput as `weight_steps`."""
     shares, made = shares_of(layer, weight, calibration), _on_grid(weight, layer, calibration)
     return made if shares is None else (made / shares).to(weight.dtype)
 
 
 def _on_grid(weight: Tensor, layer: Layer, calibration: Calibration) -> Tensor:
-    """Steps times whole numbers: the rounded weight, times its inputs' shares."""
+    """Steps times numbers of eight bits: the rounded weight, times its inputs' shares."""
+    format = FORMATS[layer.dtype]
     steps, shares = weight_steps(weight, layer, calibration), shares_of(layer, weight, calibration)
     steps = steps.reshape([-1 if dim == layer.axis else 1 for dim in range(weight.dim())])
     given = weight.detach().float() if shares is None else weight.detach().float() * shares
-    whole = torch.round(given * (1 / steps))
+    numbers = format.nearest(given * (1 / steps))
     if (offsets := calibration.roundings.get(layer.weight.name)) is not None:
-        whole += offsets.tensor().to(weight.device)
-    return (whole.clamp_(WEIGHT_LEAST, WEIGHT_GREATEST) * steps).to(weight.dtype)
+        numbers = (numbers + offsets.tensor().to(weight.device)).clamp_(-format.greatest, format.greatest)
+    return (numbers * steps).to(weight.dtype)
 
 
 def quantized_layers(
@@ -164,7 +195,7 @@ def quantized_layers(
     return found
 
 
-def _grid_of_input(layer: Layer, placement: Placement, calibration: Calibration) -> Grid:
+def _grid_of_input(layer: Layer, placement: Placement, calibration: Calibration) -> Grid | FloatGrid:
     points = {(point.node, user): point for point in placement.points for user in point.users}
     value, user = layer.x, layer.node
     while (value, user) not in points:

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind
 
 from torchsmith.errors import InvalidInput
 from torchsmith.quantize.batches import Batch
-from torchsmith.quantize.placement import Layer, Placement
+from torchsmith.quantize.placement import Layer, Placement, Point
 from torchsmith.quantize.statistics import Statistics
 
 # What is done with a node's value, besides the values of its inputs.
@@ -54,13 +54,17 @@ class Ranges:
 
     def __init__(self, placement: Placement, shares: Mapping[str, tuple[float, ...]]) -> None:
         self.shares = shares
-        self.points = {point.node: point for point in placement.points}
+        self.points: dict[fx.Node, list[Point]] = {}
+        for point in placement.points:
+            self.points.setdefault(point.node, []).append(point)
         self.statistics = [Statistics() for _ in range(len({p.group for p in placement.points}))]
         self.batch = 0
 
     def look(self, node: fx.Node, value: Any, env: Mapping[fx.Node, Any]) -> None:
-        if (point := self.points.get(node)) is None:
-            return
+        for point in self.points.get(node, ()):
+            self._look(point, value)
+
+    def _look(self, point: Point, value: Any) -> None:
         if point.name in self.shares:
             value = value / torch.tensor(self.shares[point.name], dtype=value.dtype, device=value.device)
         seen = Statistics.of(value)

@@ -1,4 +1,4 @@
-"""Where int8 goes: which layers compute in it, and which of the program's values are therefore quantized.
+"""Where int8 and fp8 go: which layers compute in them, and which of the program's values are therefore quantized.
 
 Matrix layers (convolution, linear, products with constant weights) take int8, and so does the sum of two branches whose result
 flows into one. A quantized value is moved up through ops that commute with rounding (max pooling, reshapes, concatenation), so
@@ -7,14 +7,15 @@ that int8 flows between layers; not through ReLU, behind which numbers are never
 What stays higher: convolutions on pixels, the gates of squeeze-and-excite (small layers on pooled data that scale whole
 channels), attention's products of activations, depthwise convolutions of what a layer that stays higher gives, and what
 `skip_layers` names. Last layers and other depthwise convolutions are quantized.
+
+fp8 goes to linear layers, products with constant weights and attention, where it is enabled; int8 then goes to convolutions, and
+elsewhere to all of these. fp8 keeps three bits of mantissa whatever the magnitude, so that a few large channels cost nothing.
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -23,8 +24,9 @@ from torch.fx.node import Argument
 
 from torchsmith.capture.source import layer
 from torchsmith.convert import parameters_of
-from torchsmith.errors import InvalidOption
 from torchsmith.lower.editing import argument, same_shape
+from torchsmith.ops.quantize import FP8
+from torchsmith.quantize.skipping import skipped_nodes
 
 aten = torch.ops.aten
 
@@ -33,6 +35,7 @@ _CONVOLUTIONS = {
 }  # fmt: skip
 _TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 _PRODUCTS = {aten.mm.default, aten.matmul.default}
+_ATTENTION = aten.scaled_dot_product_attention.default
 _SUMS = {aten.add.Tensor}
 _CONCATENATIONS = {aten.cat.default, aten.concat.default, aten.concatenate.default}
 # What takes so few channels takes pixels. Rounding them costs accuracy (a sixth of the whole error on EfficientNet-Lite0's real
@@ -47,6 +50,8 @@ _COMMUTING = {
     aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
 }  # fmt: skip
 _PADS = {aten.pad.default, aten.constant_pad_nd.default}
+# Layers that compute in fp8 where that is enabled.
+_LINEAR = {aten.linear.default, aten.addmm.default, *_PRODUCTS}
 # A value that is int8 for another layer is int8 for these too.
 _FOLLOWING = {
     aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.mean.dim,
@@ -60,9 +65,10 @@ _POOLING = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_p
 
 @dataclass(frozen=True)
 class Layer:
-    """A node that computes in int8. name: its module's path and its own name. axis: the weight's dimension of output channels.
+    """A node that computes in eight bits. name: its module's path and its own name.
 
-    x, weight: its inputs that are quantized. x is the second one where it multiplies from the left.
+    x, weight: its inputs that are quantized. x is the second one where it multiplies from the left. axis: the weight's dimension
+    of output channels. dtype: what both are quantized to, int8 or float8_e4m3fn.
     """
 
     node: fx.Node
@@ -70,26 +76,45 @@ class Layer:
     x: fx.Node
     weight: fx.Node
     axis: int
+    dtype: torch.dtype = torch.int8
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value that is quantized for some of its users. group: points of one number share a scale, since they are concatenated."""
+    """A value that is quantized to `dtype` for some of its users. group: points of one number share a scale, as they are
+    concatenated. name: of the value, and of what it is quantized to where that is not int8.
+    """
 
     node: fx.Node
     name: str
     users: tuple[fx.Node, ...]
     group: int
+    dtype: torch.dtype = torch.int8
 
 
 @dataclass(frozen=True)
 class Placement:
+    """attentions: nodes that compute in fp8, and have no weight."""
+
     layers: tuple[Layer, ...]
     points: tuple[Point, ...]
+    attentions: tuple[fx.Node, ...] = ()
+
+    def dtypes(self) -> dict[fx.Node, torch.dtype]:
+        """What every layer and attention is quantized to."""
+        return {layer.node: layer.dtype for layer in self.layers} | dict.fromkeys(self.attentions, FP8)
 
 
-def place(program: ExportedProgram, skip_layers: Collection[str] = (), *, gated: bool = True) -> Placement:
+def place(
+    program: ExportedProgram,
+    skip_layers: Collection[str] = (),
+    *,
+    gated: bool = True,
+    formats: Collection[torch.dtype] = (torch.int8,),
+) -> Placement:
     """Choose layers and values of a lowered program. skip_layers: module paths, or patterns such as "blocks.0.*", kept as they are.
+
+    formats: what is enabled of int8 and float8_e4m3fn.
 
     gated: whether a 1×1 convolution of what a squeeze-and-excite's gate scales computes in int8. Where not, what the gate scales
     is quantized instead: an engine that scales as its product loads then reads int8, and nothing writes what is scaled.
@@ -97,22 +122,37 @@ def place(program: ExportedProgram, skip_layers: Collection[str] = (), *, gated:
     Raises InvalidOption for an entry of `skip_layers` that names nothing.
     """
     weights = _weights(program)
-    skipped = _skipped(program, skip_layers)
+    skipped = skipped_nodes(program, skip_layers)
     kept = skipped | _gates(program, weights)
     layers: list[Layer] = []
     scaled: dict[fx.Node, set[fx.Node]] = {}
     for node in program.graph.nodes:
         made = None if node in kept else _layer(node, weights)
-        if made and not gated and (wide := _scaled_by_gate(made)) is not None:
+        if made and FP8 in formats and node.target in _LINEAR:
+            layers.append(replace(made, dtype=FP8))
+        elif not made or torch.int8 not in formats:
+            continue
+        elif not gated and (wide := _scaled_by_gate(made)) is not None:
             scaled.setdefault(wide, set()).add(made.x)
-        elif made and not _takes_pixels(made) and not _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
+        elif not _takes_pixels(made) and not _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
             layers.append(made)
-    return _placement(program, layers, weights, skipped, scaled)
+    attentions = _attentions(program, skipped) if FP8 in formats else ()
+    return _placement(program, layers, attentions, weights, skipped, scaled)
 
 
-def among(program: ExportedProgram, layers: Collection[Layer], skip_layers: Collection[str] = ()) -> Placement:
-    """The placement where only these layers of `place`'s are int8, in the program's order, and what feeds them."""
-    return _placement(program, layers, _weights(program), _skipped(program, skip_layers))
+def _attentions(program: ExportedProgram, skipped: set[fx.Node]) -> tuple[fx.Node, ...]:
+    found = (node for node in program.graph.nodes if node.target is _ATTENTION and node not in skipped)
+    return tuple(node for node in found if node.meta["val"].dtype != torch.float64)
+
+
+def among(
+    program: ExportedProgram,
+    layers: Collection[Layer],
+    skip_layers: Collection[str] = (),
+    attentions: Collection[fx.Node] = (),
+) -> Placement:
+    """The placement where only these of `place`'s layers and attentions are quantized, in the program's order."""
+    return _placement(program, layers, attentions, _weights(program), skipped_nodes(program, skip_layers))
 
 
 def worthwhile(program: ExportedProgram, layers: Collection[Layer]) -> tuple[Layer, ...]:
@@ -138,21 +178,36 @@ def _weights(program: ExportedProgram) -> set[str]:
 def _placement(
     program: ExportedProgram,
     layers: Collection[Layer],
+    attentions: Collection[fx.Node],
     weights: set[str],
     skipped: set[fx.Node],
     scaled: Mapping[fx.Node, set[fx.Node]] | None = None,
 ) -> Placement:
-    """scaled: what is quantized besides the layers' inputs, and for whom."""
-    takers = {node: set(users) for node, users in (scaled or {}).items()}
+    """scaled: what is quantized to int8 besides the layers' inputs, and for whom."""
+    takers: dict[torch.dtype, dict[fx.Node, set[fx.Node]]] = {
+        torch.int8: {node: set(users) for node, users in (scaled or {}).items()},
+        FP8: {},
+    }
     for found in layers:
-        takers.setdefault(found.x, set()).add(found.node)
-    return Placement(tuple(layers), _points(program, takers, weights, skipped))
+        takers[found.dtype].setdefault(found.x, set()).add(found.node)
+    for node in attentions:
+        for source in node.args[:3]:
+            takers[FP8].setdefault(source, set()).add(node)  # type: ignore[arg-type]
+    points: tuple[Point, ...] = ()
+    for dtype, wanting in takers.items():
+        points += _points(program, wanting, weights, skipped, dtype, len({point.group for point in points}))
+    return Placement(tuple(layers), points, tuple(attentions))
 
 
 def name_of(node: fx.Node) -> str:
     """A node's name for people: its module's path, where known, and its own name, which is unique."""
     path = layer(node)
     return f"{path}/{node.name}" if path else node.name
+
+
+def name_of_point(node: fx.Node, dtype: torch.dtype) -> str:
+    """What ranges of a value that is quantized are called."""
+    return name_of(node) if dtype == torch.int8 else f"{name_of(node)} in {str(dtype).removeprefix('torch.')}"
 
 
 def _layer(node: fx.Node, weights: set[str]) -> Layer | None:
@@ -255,17 +310,27 @@ def _back_to_pooling(node: fx.Node, weights: set[str]) -> set[fx.Node]:
 
 
 def _points(
-    program: ExportedProgram, takers: dict[fx.Node, set[fx.Node]], weights: set[str], skipped: set[fx.Node]
+    program: ExportedProgram,
+    takers: dict[fx.Node, set[fx.Node]],
+    weights: set[str],
+    skipped: set[fx.Node],
+    dtype: torch.dtype,
+    group: int,
 ) -> tuple[Point, ...]:
-    """The values to quantize. takers: for each value the nodes that want it in int8."""
+    """The values to quantize. takers: for each value the nodes that want it in the dtype. group: the least number for one.
+
+    Sums and means go on in int8, and not in fp8, which adds up too roughly.
+    """
+    is_int8 = dtype == torch.int8
     groups = _Groups()
     points = []
     int8 = {taker for users in takers.values() for taker in users}
     for node in reversed(program.graph.nodes):
         wanting = takers.get(node, set())
-        if wanting and _averages(node, int8) and node not in skipped:
+        if wanting and is_int8 and _averages(node, int8) and node not in skipped:
             takers.setdefault(node.args[0], set()).add(node)
-        if not wanting and not _is_sum_for(node, takers, weights, skipped):
+        is_sum = is_int8 and _is_sum_for(node, takers, weights, skipped)
+        if not wanting and not is_sum:
             continue
         above = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
         if wanting and _commutes(node) and wanting == set(node.users) and not any(n.name in weights for n in above):
@@ -273,14 +338,21 @@ def _points(
                 takers.setdefault(source, set()).add(node)
                 groups.join(node, source)
             continue
-        if _is_sum_for(node, takers, weights, skipped):
+        if is_sum:
             for source in above:
                 takers.setdefault(source, set()).add(node)
         if wanting:
-            points.append((node, wanting | {u for u in node.users if u.target in _FOLLOWING and u not in skipped}))
+            following = {u for u in node.users if is_int8 and u.target in _FOLLOWING and u not in skipped}
+            points.append((node, wanting | following))
     numbers: dict[fx.Node, int] = {}
     return tuple(
-        Point(node, name_of(node), tuple(u for u in node.users if u in users), numbers.setdefault(groups.root(node), len(numbers)))
+        Point(
+            node,
+            name_of_point(node, dtype),
+            tuple(u for u in node.users if u in users),
+            numbers.setdefault(groups.root(node), group + len(numbers)),
+            dtype,
+        )
         for node, users in reversed(points)
     )
 
@@ -336,28 +408,3 @@ class _Groups:
         a, b = self.root(a), self.root(b)
         if a is not b:
             self._parents[a] = b
-
-
-def _skipped(program: ExportedProgram, patterns: Collection[str]) -> set[fx.Node]:
-    """The nodes in modules that the patterns name, those inside them included. Raises InvalidOption where one names nothing."""
-    paths: dict[str, set[fx.Node]] = {}
-    for node in program.graph.nodes:
-        for path in _paths(node) if node.op == "call_function" else ():
-            paths.setdefault(path, set()).add(node)
-    found: set[fx.Node] = set()
-    for pattern in patterns:
-        named = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
-        if not named:
-            near = difflib.get_close_matches(pattern, sorted(paths), n=3, cutoff=0.4)
-            hint = f"the nearest are {', '.join(near)}" if near else "the program does not say which modules it came from"
-            raise InvalidOption(f"skip_layers names {pattern!r}, and the model runs no module of that name; {hint}")
-        found = found.union(*(paths[path] for path in named))
-    return found
-
-
-def _paths(node: fx.Node) -> list[str]:
-    """The paths of the modules around a node, and the node's own name."""
-    stack = node.meta.get("nn_module_stack")
-    entries = list(stack.values()) if isinstance(stack, dict) else []
-    modules = [str(path).removeprefix("L['self']").strip(".") for path, _ in entries]
-    return [*(path for path in modules if path), node.name]

@@ -28,19 +28,21 @@ from torchsmith.quantize.calibration import Calibration, Range, digest, read
 from torchsmith.quantize.calibrator import CacheCalibrator, Calibrator, DataLoaderCalibrator, calibrator_of
 from torchsmith.quantize.compensate import compensated, enough
 from torchsmith.quantize.equalise import shares_by
+from torchsmith.quantize.formats import FORMATS
 from torchsmith.quantize.insert import correct_biases, insert
 from torchsmith.quantize.observe import Observed, Ranges
 from torchsmith.quantize.placement import Placement, place
-from torchsmith.quantize.precision import floats_of
+from torchsmith.quantize.precision import eight_bits, floats_of, tell_of_fp8
 from torchsmith.quantize.thresholds import CalibrationAlgo, threshold
+from torchsmith.quantize.without_float8 import has_float8, without_float8
 from torchsmith.target import Target, this_cpu
 
-_MARKS = ("fake_quantize", "quantize_per", "dequantize_per")
+_MARKS = ("fake_quantize", "quantize_per", "dequantize_per", "quantize_op", "quantize_affine", "dequantize_affine")
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A program with fake-quantize ops wherever int8 goes. calibration: what they were made from; None where they were there.
+    """A program with fake-quantize ops wherever int8 and fp8 go. calibration: what they were made from; None where they were there.
 
     budgeted: the search for the layers' precisions, where there is an accuracy budget.
     """
@@ -58,7 +60,7 @@ class Quantized:
         """The config with the precisions that the accuracy budget left."""
         if self.budgeted is None:
             return config
-        left = frozenset({self.budgeted.assignment.rest, torch.int8} & {*config.quantize.enabled_precisions, torch.float32})
+        left = frozenset({self.budgeted.assignment.rest, *FORMATS} & {*config.quantize.enabled_precisions, torch.float32})
         return replace(config, quantize=replace(config.quantize, enabled_precisions=left))
 
 
@@ -66,30 +68,39 @@ def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = N
     """Insert fake-quantize ops, calibrated as the config says; a program that has them already passes through.
 
     Weights are symmetric, per output channel, from -127 to 127. Activations are symmetric and per tensor: from -128 to 127, or
-    from 0 to 255 where nothing negative was seen. target, int8: what the engines are for, this CPU by default, and what they do
-    of int8; an accuracy budget goes by both.
+    from 0 to 255 where nothing negative was seen. In fp8 both are symmetric, and the greatest magnitude becomes 448. Linear layers
+    and attention compute in fp8 where it is enabled, and everything else that is quantized in int8. target, int8: what the engines
+    are for, this CPU by default, and what they do of int8 and fp8; an accuracy budget goes by both. The user is told once where
+    engines do not compute in fp8: then it is as if it were not enabled, and a program's own fp8 is left out.
 
-    Raises InvalidOption where int8 and the calibrator do not go together, InvalidInput for unusable data or a foreign cache,
+    Raises InvalidOption where eight bits and the calibrator do not go together, InvalidInput for unusable data or a foreign cache,
     CaptureError for fake-quantize ops with unusable ranges.
     """
     program, has_marks, budget = lowered.program, is_marked(lowered.program), budget_of(config.accuracy_budget)
+    target = target or this_cpu()
     if budget is not None:
-        return _budgeted(lowered, config, budget, target or this_cpu(), int8)
+        return _budgeted(lowered, config, budget, target, int8)
     if has_marks:
         check_ranges(program)  # again: scales that the model computes from its weights are constants by now
+    asked = _eight_bits_of(config)
     if config.calibrator is None:
-        if torch.int8 in config.enabled_precisions and not has_marks:
+        if asked and not has_marks:
             raise InvalidOption(
-                "enabled_precisions has torch.int8, and neither is there a calibrator nor has the model fake-quantize ops; pass "
+                f"enabled_precisions has {asked}, and neither is there a calibrator nor has the model fake-quantize ops; pass "
                 "calibrator= with typical inputs, such as a DataLoader, or train the model quantization-aware"
             )
-        return Quantized(program)
-    if torch.int8 not in config.enabled_precisions:
-        raise InvalidOption("a calibrator is for int8; add torch.int8 to enabled_precisions, or leave the calibrator out")
+        return Quantized(_computable(program, target, int8))
+    if not asked:
+        raise InvalidOption(
+            "a calibrator is for torch.int8 and torch.float8_e4m3fn; add one to enabled_precisions, or leave the calibrator out"
+        )
     if has_marks:
         raise InvalidOption("the model has fake-quantize ops, which say their ranges already; leave the calibrator out")
+    formats = eight_bits(config.enabled_precisions, target, int8)
+    if not formats:
+        return Quantized(program)
     program = copied(program)
-    placement = place(program, config.skip_layers, gated=int8.gated)
+    placement = place(program, config.skip_layers, gated=int8.gated, formats=formats)
     calibration = int8.ranges(calibrate(program, placement, calibrator_of(config.calibrator)))
     correct_biases(program, placement, calibration)
     insert(program, placement, calibration)
@@ -98,27 +109,40 @@ def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = N
     return Quantized(settled(program), calibration)
 
 
+def _eight_bits_of(config: QuantizeConfig) -> str:
+    """The enabled precisions of eight bits, in words."""
+    return " and ".join(str(dtype) for dtype in FORMATS if dtype in config.enabled_precisions)
+
+
+def _computable(program: ExportedProgram, target: Target, int8: Int8Abilities) -> ExportedProgram:
+    """The program without the fp8 that its training or another tool put in, where engines for the target have none."""
+    if not has_float8(program) or int8.computes_fp8(target):
+        return program
+    tell_of_fp8(target, int8)
+    return without_float8(program)
+
+
 def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: Target, int8: Int8Abilities) -> Quantized:
     """Calibrate, where int8 is enabled, and choose each layer's precision by what it loses on the calibrator's data."""
     calibrator = _with_data(config.calibrator)
     if is_marked(lowered.program):
         raise InvalidOption(
-            "accuracy_budget chooses among the layers of a float model, and this one has fake-quantize ops, which say what is int8 "
-            "already; leave accuracy_budget and the calibrator out"
+            "accuracy_budget chooses among the layers of a float model, and this one has fake-quantize ops, which say what has "
+            "eight bits already; leave accuracy_budget and the calibrator out"
         )
-    program = copied(lowered.program)
-    placement, calibration = place(program, config.skip_layers, gated=int8.gated), None
+    program, formats = copied(lowered.program), eight_bits(config.enabled_precisions, target, int8)
+    placement, calibration = place(program, config.skip_layers, gated=int8.gated, formats=formats or (torch.int8,)), None
     for layer in placement.layers:
         if (dtype := layer.node.meta["val"].dtype) != torch.float32:
             raise InvalidOption(
                 f"accuracy_budget compares with the model in float32, and {layer.name} computes in {dtype}; give model.float(), "
                 f"and {dtype} in enabled_precisions"
             )
-    if torch.int8 in config.enabled_precisions:
+    if formats:
         calibration = int8.ranges(calibrate(program, placement, calibrator))
-    model = Model(program, placement, calibration, config.skip_layers, target, int8.gated)
+    model = Model(program, placement, calibration, config.skip_layers, target, int8.gated, formats or (torch.int8,))
     floats = floats_of(config.enabled_precisions, target)
-    found = Budgeted(model, calibrator.dataloader, Allowed(budget, calibration is not None, floats, int8.mixes_floats))
+    found = Budgeted(model, calibrator.dataloader, Allowed(budget, bool(formats), floats, int8.mixes_floats))
     return Quantized(found.program(), calibration, found)
 
 
@@ -127,7 +151,7 @@ def _with_data(given: object) -> DataLoaderCalibrator:
     if given is None:
         raise InvalidOption(
             "accuracy_budget is measured on data; pass calibrator= with typical inputs, such as a DataLoader (it is used for "
-            "that also where int8 is not enabled)"
+            "that also where int8 and fp8 are not enabled)"
         )
     calibrator = calibrator_of(given)
     if isinstance(calibrator, CacheCalibrator):
@@ -179,7 +203,8 @@ def _fitting(calibration: Calibration, placement: Placement, file: str) -> Calib
     """Raises InvalidInput where the cache lacks a value, as after a change of skip_layers."""
     if missing := [point.name for point in placement.points if point.name not in calibration.ranges]:
         raise InvalidInput(
-            f"{file} has no range for {missing[0]} (and {len(missing) - 1} more); skip_layers may have changed: calibrate again"
+            f"{file} has no range for {missing[0]} (and {len(missing) - 1} more); skip_layers or "
+            "enabled_precisions may have changed: calibrate again"
         )
     return calibration
 
@@ -209,7 +234,8 @@ def _measured(program: ExportedProgram, placement: Placement, calibrator: DataLo
 
 
 def _ranges(placement: Placement, ranges: Ranges, algo: CalibrationAlgo) -> dict[str, Range]:
-    thresholds = [threshold(statistics, algo) for statistics in ranges.statistics]
+    dtypes = {point.group: point.dtype for point in placement.points}
+    thresholds = [threshold(statistics, algo, dtypes[group]) for group, statistics in enumerate(ranges.statistics)]
     found = {}
     for point in placement.points:
         seen = ranges.statistics[point.group]

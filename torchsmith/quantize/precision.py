@@ -13,7 +13,8 @@ from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Value
 from torchsmith.ir.op import Op
 from torchsmith.ops.promote import cast
-from torchsmith.ops.quantize import Dequantize
+from torchsmith.ops.quantize import FP8, Dequantize
+from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.quantize.policy import role_of
 from torchsmith.target import Target
 
@@ -35,7 +36,7 @@ def _is_native(dtype: torch.dtype, target: Target) -> bool:
 def choose_precision(enabled: Collection[torch.dtype], target: Target) -> torch.dtype:
     """The fastest enabled floating dtype that the target computes in natively; float32 where there is none.
 
-    The user is told once where none of those enabled is native. int8 is not chosen: what runs in it is in the graph.
+    The user is told once where none of those enabled is native. int8 and fp8 are not chosen: what runs in them is in the graph.
     """
     reduced = [dtype for dtype in (torch.float16, torch.bfloat16) if dtype in enabled]
     native = [dtype for dtype in reduced if _is_native(dtype, target)]
@@ -45,6 +46,24 @@ def choose_precision(enabled: Collection[torch.dtype], target: Target) -> torch.
         hint = "" if chosen != torch.float32 or torch.bfloat16 not in NATIVE_FEATURES else _bf16_hint(enabled, target)
         _tell_once(f"{target} does not compute in {names} natively; torchsmith takes {chosen}{hint}")
     return chosen
+
+
+def eight_bits(enabled: Collection[torch.dtype], target: Target, abilities: Int8Abilities) -> tuple[torch.dtype, ...]:
+    """Those of int8 and float8_e4m3fn that are enabled and that engines for the target compute in.
+
+    The user is told once where fp8 is enabled, and they do not.
+    """
+    if FP8 in enabled and not abilities.computes_fp8(target):
+        tell_of_fp8(target, abilities)
+        enabled = set(enabled) - {FP8}
+    return tuple(dtype for dtype in (torch.int8, FP8) if dtype in enabled)
+
+
+def tell_of_fp8(target: Target, abilities: Int8Abilities) -> None:
+    """Say, once, that what fp8 was enabled or trained for computes in floats of more bits."""
+    since = abilities.fp8_since or 0
+    hint = f", GPUs from sm_{since} on do" if since and target.device == "cuda" else ""
+    _tell_once(f"{target} does not compute in {FP8} natively{hint}; layers that would take it compute in the other floats")
 
 
 def _bf16_hint(enabled: Collection[torch.dtype], target: Target) -> str:

@@ -19,7 +19,7 @@ from torchsmith.quantize.calibration import Calibration
 from torchsmith.quantize.cost import Work, time_of
 from torchsmith.quantize.insert import with_ranges
 from torchsmith.quantize.placement import Layer, Placement, among, name_of, weighted
-from torchsmith.quantize.simulate import Kind, Rounding, Simulation, float_rounding, int8_rounding
+from torchsmith.quantize.simulate import Kind, Rounding, Simulation, eight_bit_rounding, float_rounding
 from torchsmith.target import Target
 
 
@@ -56,13 +56,13 @@ def sensitivities(
     program: ExportedProgram, placement: Placement, calibration: Calibration | None, kinds: Mapping[fx.Node, Kind],
     floats: Sequence[torch.dtype], samples: Sequence[Sample], budget: Budget, target: Target, skip_layers: Collection[str] = (),
 ) -> tuple[Choice, ...]:  # fmt: skip
-    """Every layer's options: int8 for those of the placement, where there is a calibration, and each of the floats.
+    """Every layer's options: what the placement quantizes it to, where there is a calibration, and each of the floats.
 
     samples: what is run; a few are enough to tell layers apart. Smaller floats are tried only where there is a choice of floats.
     """
     assert program.call_spec.out_spec is not None
     spec, simulation = program.call_spec.out_spec, Simulation(program)
-    layers = {layer.node: layer for layer in placement.layers}
+    quantized = placement.dtypes()
     trials: list[Trial] = []
 
     def attempt(node: fx.Node, precision: torch.dtype, rounding: Rounding) -> None:
@@ -70,8 +70,8 @@ def sensitivities(
         trials.append(Trial(node, precision, rounding, first, Tally(budget, spec)))
 
     for node in (node for node, kind in kinds.items() if kind == "matrix"):
-        if node in layers and calibration is not None:
-            attempt(node, torch.int8, _alone(program, layers[node], calibration, skip_layers))
+        if node in quantized and calibration is not None:
+            attempt(node, quantized[node], _alone(program, node, placement, calibration, skip_layers))
         for dtype in floats if len(floats) > 1 else ():
             if dtype != torch.float32:
                 attempt(node, dtype, float_rounding(node, dtype))
@@ -79,9 +79,12 @@ def sensitivities(
     return _choices(trials, works, floats, target)
 
 
-def _alone(program: ExportedProgram, layer: Layer, calibration: Calibration, skip_layers: Collection[str]) -> Rounding:
-    placement = among(program, [layer], skip_layers)
-    return int8_rounding(program, placement, with_ranges(placement, calibration))
+def _alone(
+    program: ExportedProgram, node: fx.Node, placement: Placement, calibration: Calibration, skip_layers: Collection[str]
+) -> Rounding:
+    layers = [layer for layer in placement.layers if layer.node is node]
+    alone = among(program, layers, skip_layers, [attention for attention in placement.attentions if attention is node])
+    return eight_bit_rounding(program, alone, with_ranges(alone, calibration))
 
 
 def _measure(

@@ -13,6 +13,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from torchsmith.convert import Converter, parameters_of, probe
 from torchsmith.errors import Unsupported
+from torchsmith.ops.attention import Attention
+from torchsmith.ops.quantize import FP8
 from torchsmith.quantize.batches import Batch
 from torchsmith.quantize.calibration import Calibration
 from torchsmith.quantize.insert import corrected_bias, grid_of, rounded_weight
@@ -26,14 +28,18 @@ Kind = Literal["matrix", "follow", "wide"]
 
 @dataclass(frozen=True)
 class Rounding:
-    """What is rounded. inputs: by the node that takes a value, and the node that gives it. outputs: by the node that gives it."""
+    """What is rounded. inputs: by the node that takes a value, and the node that gives it. outputs: by the node that gives it.
+
+    instead: what is called in the place of a node that rounds inside.
+    """
 
     inputs: Mapping[tuple[fx.Node, fx.Node], Round] = field(default_factory=dict)
     outputs: Mapping[fx.Node, Round] = field(default_factory=dict)
+    instead: Mapping[fx.Node, Callable[..., Tensor]] = field(default_factory=dict)
 
     def nodes(self) -> set[fx.Node]:
         """The nodes that give something else than without."""
-        return {taker for taker, _ in self.inputs} | set(self.outputs)
+        return {taker for taker, _ in self.inputs} | set(self.outputs) | set(self.instead)
 
 
 class Simulation(fx.Interpreter):
@@ -69,7 +75,11 @@ class Simulation(fx.Interpreter):
         node = self.nodes[number]
         if node.op == "placeholder":
             return self.env[node]
-        value = self.run_node(node)
+        if (instead := self.rounding.instead.get(node)) is not None:
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            value: Any = instead(*args, **kwargs)
+        else:
+            value = self.run_node(node)
         if (rounded := self.rounding.outputs.get(node)) is not None:
             value = rounded(value)
         self.env[node] = value
@@ -124,7 +134,7 @@ def float_rounding(node: fx.Node, dtype: torch.dtype) -> Rounding:
     return Rounding({(node, source): Float(dtype) for source in sources}, {node: Float(dtype)})
 
 
-def int8_rounding(program: ExportedProgram, placement: Placement, calibration: Calibration) -> Rounding:
+def eight_bit_rounding(program: ExportedProgram, placement: Placement, calibration: Calibration) -> Rounding:
     """What `insert` and `correct_biases` would do, with the ranges of `placed_ranges`."""
     tensors = parameters_of(program)
     inputs: dict[tuple[fx.Node, fx.Node], Round] = {}
@@ -136,18 +146,31 @@ def int8_rounding(program: ExportedProgram, placement: Placement, calibration: C
         inputs[layer.node, layer.weight] = Weight(layer, calibration)
         if (found := corrected_bias(layer, tensors, calibration)) is not None:
             outputs[layer.node] = Shift(found.added, channel_axis(layer.node))
-    return Rounding(inputs, outputs)
+    return Rounding(inputs, outputs, dict.fromkeys(placement.attentions, attention_of_fp8))
+
+
+def attention_of_fp8(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    *, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """aten.scaled_dot_product_attention whose probabilities are rounded to fp8, in inference."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    op = Attention(query.shape[-1] ** -0.5 if scale is None else scale, is_causal, FP8)
+    return op.reference(query, key, value, mask)
 
 
 def joint_rounding(
     program: ExportedProgram,
-    int8: Rounding,
+    eight: Rounding,
     floats: Mapping[fx.Node, torch.dtype],
     rest: torch.dtype,
     kinds: Mapping[fx.Node, Kind],
 ) -> Rounding:
-    """The whole program as `reduce_precision` has it. floats: what matrix work computes in where that is not `rest`."""
-    inputs, outputs = dict(int8.inputs), dict(int8.outputs)
+    """The whole program as `reduce_precision` has it. eight: what `eight_bit_rounding` gives. floats: what matrix work computes in
+    where that is not `rest`.
+    """
+    inputs, outputs = dict(eight.inputs), dict(eight.outputs)
     dtypes: dict[fx.Node, torch.dtype] = {}
     for node in program.graph.nodes:
         dtype = _dtype(node, floats.get(node, rest), kinds, dtypes)
@@ -158,7 +181,7 @@ def joint_rounding(
             if _is_float32(source):
                 inputs[node, source] = _then(inputs.get((node, source)), Float(dtype))
         outputs[node] = _then(outputs.get(node), Float(dtype))
-    return Rounding(inputs, outputs)
+    return Rounding(inputs, outputs, eight.instead)
 
 
 def _dtype(node: fx.Node, own: torch.dtype, kinds: Mapping[fx.Node, Kind], dtypes: Mapping[fx.Node, torch.dtype]) -> torch.dtype:
@@ -197,7 +220,7 @@ class Float:
 
 @dataclass
 class Weight:
-    """A layer's weight in int8, computed once."""
+    """A layer's weight in eight bits, computed once."""
 
     layer: Layer
     calibration: Calibration

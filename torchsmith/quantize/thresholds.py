@@ -37,10 +37,16 @@ class CalibrationAlgo(Enum):
     MSE = "mse"
 
 
-def threshold(statistics: Statistics, algo: CalibrationAlgo) -> float:
-    """The magnitude that the greatest level stands for; 0 where nothing but zeros was seen."""
+def threshold(statistics: Statistics, algo: CalibrationAlgo, dtype: torch.dtype = torch.int8) -> float:
+    """The magnitude that the greatest level stands for; 0 where nothing but zeros was seen.
+
+    Of float8_e4m3fn it is the greatest magnitude seen, or the percentile where that is asked for: a larger threshold costs a
+    float no accuracy, so that there is nothing to weigh saturation against.
+    """
     if statistics.magnitude == 0:
         return 0.0
+    if dtype != torch.int8:
+        return min(percentile(statistics, 0), statistics.magnitude) if algo is _PERCENTILE else statistics.magnitude
     levels = 128 if statistics.is_signed else 256
     return min(_CHOICES[algo](statistics, levels), statistics.magnitude)
 
@@ -119,6 +125,7 @@ def _used(counts: Tensor) -> Tensor:
     return counts[: int(counts.nonzero().max()) + 1]
 
 
+_PERCENTILE = CalibrationAlgo.LEGACY_CALIBRATION
 _CHOICES: dict[CalibrationAlgo, Callable[[Statistics, int], float]] = {
     CalibrationAlgo.ENTROPY_CALIBRATION: entropy,
     CalibrationAlgo.ENTROPY_CALIBRATION_2: entropy,

@@ -18,7 +18,7 @@ from torchsmith.target import Target
 
 class ReferenceBackend:
     name = "reference"
-    int8 = Int8Abilities()
+    int8 = Int8Abilities(fp8_since=0)
 
     def available(self) -> str | None:
         return None
