@@ -30,7 +30,7 @@ from torchsmith.backends.cuda.timing_cache import Timing
 from torchsmith.backends.cuda.tune import Chosen, Search, tactic_text
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.interpret import interpret
-from torchsmith.ir.widen import widened
+from torchsmith.ir.widen import wide, widened
 from torchsmith.target import Target
 
 pytestmark = needs_gpu
@@ -136,5 +136,4 @@ def test_any_choice_of_tactics_is_right(kind: type[nn.Module], dtype: torch.dtyp
 
 def references(graph: Graph, given: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """In the graph's own precision, and in float64."""
-    wide = [t.double() if t.is_floating_point() else t for t in given]
-    return interpret(graph, list(given)), interpret(widened(graph), wide)
+    return interpret(graph, list(given)), interpret(widened(graph), [t.to(wide(t.dtype)) for t in given])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torchsmith.backends.cuda.emission import Emission
+from torchsmith.backends.cuda.float8 import MOST_FAST_TERMS
 from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.kernels.gemm import gemm, gemm_persistent, gemm_sum
 from torchsmith.backends.cuda.program import HookWriter
@@ -121,10 +122,11 @@ def emit_parts(e: Emission, p: Problem, c: GemmConfig) -> Value:
 def operands(p: Problem, c: GemmConfig, part: int) -> dict[str, Any]:
     """The kernel's arguments but for C and the hooks. part: how much of K a block sums."""
     b_batch, b_row, b_col = p.b_strides
+    precision = "promoted" if p.precision == "fast" and part // c.chains > MOST_FAST_TERMS else p.precision
     return {
         **dict(a=p.a, b=p.b, M=p.m, N=p.n, K=p.k, K_PART=part, A_INNER=p.a_rows.inner),
         **dict(a_batch=p.a_batch, a_outer=p.a_rows.outer, a_row=p.a_rows.stride, a_col=p.a_col),
-        **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION=p.precision, PDL=True),
+        **dict(b_batch=b_batch, b_row=b_row, b_col=b_col, PRECISION=precision, PDL=True),
         **dict(BLOCK_M=c.block_m, BLOCK_N=c.block_n, BLOCK_K=c.block_k, CHAINS=c.chains, GROUP_M=c.group_m),
         **dict(EVEN_M=even(p.m, c.block_m), EVEN_N=even(p.n, c.block_n), HALVES=halves(c), AHEAD=lines_ahead(p, c, part)),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from torchsmith.backends.cuda.emission import Emission
-from torchsmith.backends.cuda.float8 import FLOAT8, MOST_FAST_TERMS
+from torchsmith.backends.cuda.float8 import FLOAT8
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
 from torchsmith.backends.cuda.tactics.convolution import most_elements
@@ -83,8 +83,7 @@ def problem_of(e: Emission, parts: Parts | None = None) -> Problem:
             raise Unsupported(f"{value} may have {most} elements; offsets are 32-bit numbers")
     if isinstance(made.batch, int) and made.batch > 65535:
         raise Unsupported(f"a batch of {made.batch} products; one launch takes 65535")
-    summed = "promoted" if made.k > MOST_FAST_TERMS else "fast"
-    return replace(made, precision=summed if x.type.dtype == FLOAT8 else e.precision(parts.main))
+    return replace(made, precision="fast" if x.type.dtype == FLOAT8 else e.precision(parts.main))
 
 
 def _linear(e: Emission, parts: Parts) -> Problem:
