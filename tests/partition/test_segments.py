@@ -102,6 +102,40 @@ def test_a_segment_that_sees_no_symbol_is_given_an_input_that_shows_it() -> None
     assert "tanh" in inputs and len(inputs) == 2  # the program's own input shows n
 
 
+class Weighted(nn.Module):
+    """A product before and after a node that is refused; both weights are rounded by the model."""
+
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.shared = shared
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded = torch.fake_quantize_per_tensor_affine(self.before.weight, 0.01, 0, -128, 127)
+        x = torch.tanh(nn.functional.linear(x, rounded))
+        after = rounded if self.shared else torch.fake_quantize_per_tensor_affine(self.after.weight, 0.01, 0, -128, 127)
+        return nn.functional.linear(x, after)
+
+
+def test_what_is_made_of_constants_goes_with_what_takes_it() -> None:
+    result = partition(export(Weighted(), (torch.rand(2, 4),)), refuses("tanh"), EACH)
+    assert ops(result) == [["fake_quantize_per_tensor_affine", "linear"]] * 2
+    assert [len(segment.inputs) for segment in result.segments] == [1, 1]
+    assert [len(segment.outputs) for segment in result.segments] == [1, 1]
+
+
+def test_what_two_segments_take_is_made_once() -> None:
+    result = partition(export(Weighted(shared=True), (torch.rand(2, 4),)), refuses("tanh"), EACH)
+    assert ops(result) == [["fake_quantize_per_tensor_affine", "linear"], ["linear"]]
+
+
+def test_constants_that_pytorch_takes_come_before_it() -> None:
+    weight = torch.rand(4)
+    program = exported(lambda x: torch.relu(torch.tanh(torch.relu(weight)) * x), torch.rand(4))
+    result = partition(program, refuses("tanh"), EACH)
+    assert ops(result) == [["relu"], ["mul", "relu"]]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_segments_never_depend_on_themselves(data: st.DataObject) -> None:

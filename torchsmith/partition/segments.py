@@ -108,10 +108,10 @@ def _by_level(program: ExportedProgram, reasons: dict[fx.Node, str]) -> list[lis
     """Group the nodes for engines so that no group depends on itself through PyTorch.
 
     A node's level is how often the way to it from the inputs changes sides at most; nodes of one level and side depend on
-    each other only within the level.
+    each other only within the level. What is made of constants alone, such as a weight's quantization, goes with what takes it.
     """
     level: dict[fx.Node, int] = {}
-    taken: dict[int, list[fx.Node]] = {}
+    inner: list[fx.Node] = []
     for node in program.graph.nodes:
         if node.op != "call_function":
             level[node] = 0
@@ -124,8 +124,24 @@ def _by_level(program: ExportedProgram, reasons: dict[fx.Node, str]) -> list[lis
             source_inside = source not in reasons and not _is_size(source)
             level[node] = max(level[node], level[source] + (inside != source_inside))
         if inside:
-            taken.setdefault(level[node], []).append(node)
+            inner.append(node)
+    members, constant = set(inner), _of_constants(program, inner)
+    for node in reversed(inner):
+        if node in constant and node.users and members.issuperset(node.users):
+            level[node] = min(level[user] for user in node.users)
+    taken: dict[int, list[fx.Node]] = {}
+    for node in inner:
+        taken.setdefault(level[node], []).append(node)
     return [nodes for _, nodes in sorted(taken.items())]
+
+
+def _of_constants(program: ExportedProgram, nodes: list[fx.Node]) -> set[fx.Node]:
+    """The nodes whose inputs are parameters, and what such nodes give."""
+    known, found = set(Converter(program).parameters), set[fx.Node]()
+    for node in nodes:
+        if all(source.name in known or source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _segment(program: ExportedProgram, nodes: list[fx.Node]) -> Segment:
