@@ -294,7 +294,9 @@ def matrix_multiply(raw: Any, a: Tensor, b: Tensor) -> Tensor:
 
 @layer("ATTENTION_INPUT")
 def attention(raw: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> Tensor:
-    """softmax(q kᵀ, masked) v, not scaled. A mask of bools keeps what is true, another one is added."""
+    """softmax(q kᵀ, masked) v, not scaled. A mask of bools keeps what is true, another one is added. What the softmax gives may be
+    quantized, by a step that comes last.
+    """
     whole = raw.attention
     assert q.dim() == k.dim() == v.dim() == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2], "attention takes (B, H, N, D)"
     scores = q @ k.mT
@@ -307,7 +309,12 @@ def attention(raw: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -
         n, m = scores.shape[-2:]
         seen = torch.ones(n, m, dtype=torch.bool).tril(0 if causal == "UPPER_LEFT" else m - n)
         scores = torch.where(seen, scores, -torch.inf)
-    return (scores.softmax(-1) if whole.norm_op.name == "SOFTMAX" else scores) @ v
+    weights = scores.softmax(-1) if whole.norm_op.name == "SOFTMAX" else scores
+    if whole.normalization_quantize_scale is not None:
+        step, dtype = rest[-1], dtype_of(whole.normalization_quantize_to_type)
+        assert step is not None and step.numel() == 1 and dtype == torch.float8_e4m3fn
+        weights = (weights.float() / step).clamp(-448, 448).to(dtype).to(v.dtype) * step
+    return weights @ v
 
 
 @layer("ATTENTION_OUTPUT")

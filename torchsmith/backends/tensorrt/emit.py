@@ -31,6 +31,7 @@ TYPE_NAMES = {
     torch.int64: "INT64",
     torch.int32: "INT32",
     torch.int8: "INT8",
+    torch.float8_e4m3fn: "FP8",
     torch.bool: "BOOL",
     torch.uint8: "INT32",  # inside: TensorRT takes uint8 at a network's edge alone
 }

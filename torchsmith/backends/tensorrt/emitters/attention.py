@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from torchsmith.backends.tensorrt.emit import Emission, emitter
+from torchsmith.backends.tensorrt.emit import Emission, data_type, emitter
 from torchsmith.backends.tensorrt.emitters._pieces import any_of, dtype_of, like, no, numbers_along, select, wide
 from torchsmith.backends.tensorrt.emitters.matmul import product
+from torchsmith.backends.tensorrt.emitters.quantize import by_layer
 from torchsmith.backends.tensorrt.emitters.softmax import softmaxed
 from torchsmith.backends.tensorrt.library import trt
-from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Shape, same
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.attention import Attention
@@ -26,8 +26,6 @@ RANK = 4  # of what the layer takes
 @emitter(Attention)
 def attention(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask: Any | None = None) -> Any:
     result = e.node.outputs[0].type
-    if op.probabilities is not None:
-        raise Unsupported(f"attention with probabilities in {op.probabilities}")
     scaled = _scaled(e, query, op.scale)
     if _layer_takes(e, op, mask):
         y = _by_layer(e, op, scaled, key, value, mask)
@@ -64,6 +62,10 @@ def _by_layer(e: Emission, op: Attention, query: Any, key: Any, value: Any, mask
         layer = e.network.add_attention(*given, softmax, op.causal)
     if layer is not None:
         layer.decomposable = True  # into other layers, where no kernel takes its sizes
+        if op.probabilities is not None:
+            # in the queries' dtype, or TensorRT expects another result than it gives
+            layer.normalization_quantize_scale = _of_probabilities(e, op, dtype_of(query))
+            layer.normalization_quantize_to_type = data_type(op.probabilities)
         if mask is not None:
             layer.mask = _in_heads(e, mask, e.node.inputs[3].type.shape, one_head)
     result = e.node.outputs[0].type
@@ -87,7 +89,17 @@ def _by_products(e: Emission, op: Attention, query: Any, key: Any, value: Any, m
             scores = select(e, each, scores, like(e, -math.inf, scores))
         else:
             scores = e.binary("SUM", scores, wide(e, each))
-    return product(e, softmaxed(e, scores, len(scores.shape) - 1), value)
+    weights = softmaxed(e, scores, len(scores.shape) - 1)
+    if op.probabilities is not None:
+        step = _of_probabilities(e, op, torch.float32)
+        weights = by_layer(e, by_layer(e, weights, step, None, op.probabilities), step, None, torch.float32)
+    return product(e, weights, value)
+
+
+def _of_probabilities(e: Emission, op: Attention, dtype: torch.dtype) -> Any:
+    """The step that makes the greatest probability, 1, the greatest number of what they are rounded to."""
+    assert op.probabilities is not None
+    return e.number(1 / torch.finfo(op.probabilities).max, dtype)
 
 
 def _scaled(e: Emission, query: Any, scale: float) -> Any:

@@ -1,7 +1,7 @@
 """Quantize/dequantize pairs.
 
-TensorRT quantizes to int8 from -128 to 127 without a zero point; these layers it turns into int8 kernels. Other ranges, zero
-points and uint8 are computed: rounded and limited in float32.
+TensorRT quantizes to int8 from -128 to 127 without a zero point, and to fp8 (e4m3); these layers it turns into kernels of eight
+bits. Other ranges, zero points and uint8 are computed: rounded and limited in float32.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import torch
 
 from torchsmith.backends.tensorrt.emit import Emission, data_type, emitter
 from torchsmith.backends.tensorrt.emitters._pieces import like, select, wide
-from torchsmith.ops.quantize import LIMITS, Dequantize, Quantize
+from torchsmith.ops.quantize import FP8, LIMITS, Dequantize, Quantize
+
+QUANTIZED = (torch.int8, FP8)  # what TensorRT's layers quantize to
 
 
 @emitter(Quantize)
 def quantize(e: Emission, op: Quantize, x: Any, scale: Any, zero_point: Any | None = None) -> Any:
+    if op.dtype == FP8:
+        return by_layer(e, x, scale, op.axis, FP8)
     if op.dtype == torch.int8 and (op.low, op.high) == LIMITS[torch.int8] and zero_point is None:
-        return _by_layer(e, x, scale, op.axis, torch.int8)
+        return by_layer(e, x, scale, op.axis, torch.int8)
     rank = len(x.shape)
     y = e.binary("PROD", wide(e, x), e.unary("RECIP", _along(e, scale, op.axis, rank)))
     y = e.unary("ROUND", y)
@@ -34,8 +38,8 @@ def quantize(e: Emission, op: Quantize, x: Any, scale: Any, zero_point: Any | No
 @emitter(Dequantize)
 def dequantize(e: Emission, op: Dequantize, q: Any, scale: Any, zero_point: Any | None = None) -> Any:
     data_type(op.dtype)
-    if e.node.inputs[0].type.dtype == torch.int8 and zero_point is None:
-        return _by_layer(e, q, scale, op.axis, op.dtype)
+    if e.node.inputs[0].type.dtype in QUANTIZED and zero_point is None:
+        return by_layer(e, q, scale, op.axis, op.dtype)
     known = [tensor for tensor in map(e.known, range(len(e.node.inputs))) if tensor is not None]
     if len(known) == len(e.node.inputs):
         return e.constant(op.reference(*known))
@@ -46,9 +50,9 @@ def dequantize(e: Emission, op: Dequantize, q: Any, scale: Any, zero_point: Any 
     return e.to(e.binary("PROD", y, _along(e, scale, op.axis, rank)), op.dtype)
 
 
-def _by_layer(e: Emission, x: Any, scale: Any, axis: int | None, dtype: torch.dtype) -> Any:
-    """A layer for either way. It takes at least one dimension."""
-    add = e.network.add_quantize if dtype == torch.int8 else e.network.add_dequantize
+def by_layer(e: Emission, x: Any, scale: Any, axis: int | None, dtype: torch.dtype) -> Any:
+    """A layer for either way: to eight bits, or from them to another dtype. It takes at least one dimension."""
+    add = e.network.add_quantize if dtype in QUANTIZED else e.network.add_dequantize
     layer = add(e.rank(x, max(len(x.shape), 1)), scale, data_type(dtype))
     if layer is not None and axis is not None:
         layer.axis = axis
