@@ -31,6 +31,7 @@ from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Value
 from torchsmith.ir.interpret import interpret
 from torchsmith.ir.types import TensorType
+from torchsmith.ir.widen import widened
 from torchsmith.ops.attention import Attention
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.layer_norm import LayerNorm
@@ -231,3 +232,28 @@ def test_the_tuner_draws_all_of_the_range(graph: Graph) -> None:
     found = bench.check(candidate, lambda *_: None)
     assert found.fault is None and bench.references(candidate).is_finite()
     assert bench.references(candidate).floor == (6e-2 if "Attention" in str(node.op) else 2e-2)
+
+
+def test_scales_that_follow_one_another_are_one() -> None:
+    """A product's, those of query, key and value, and the bias between."""
+
+    def net(b: Builder, x: Value) -> Value:
+        return narrow(b, linear(b, dequantize(x, 0.01, None, None, torch.float16), 48), torch.linspace(0.01, 0.02, 48), 1)
+
+    graph = graph_of(net, TensorType((16, 64), FLOAT8))
+    (node,) = fuse(graph).nodes
+    ops = [str(n.op).partition("(")[0] for n in node.op.body.nodes]  # type: ignore[attr-defined]
+    assert ops == ["Float8Linear", "Binary[mul]", "Binary[add]", "Quantize"]
+    x = drawn(16, 64, scale=100).to(FLOAT8)
+    (found,), (wanted,) = interpret(fuse(graph), [x]), interpret(widened(graph), [x])
+    assert (found.double() - wanted.double()).norm() / wanted.double().norm() < 2e-3
+
+
+def test_a_scale_that_others_see_stays() -> None:
+    with Builder() as b:
+        y = linear(b, dequantize(b.input(TensorType((16, 64), FLOAT8)), 0.01, None, None, torch.float16), 48)
+        graph = b.finish([y, narrow(b, y, 0.02)])
+    fused = fuse(graph)
+    x = drawn(16, 64, scale=100).to(FLOAT8)
+    for found, wanted in zip(interpret(fused, [x]), interpret(widened(graph), [x]), strict=True):
+        assert (found.double() - wanted.double()).norm() / wanted.double().norm() < 5e-3

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torchsmith.backends.cuda.run import CudaRunner, Instance
 
 REPLAYS = 15
+OF_EIGHT_BITS = ("IntegerLinear", "IntegerConvolution", "Float8Linear", "Float8Attention")  # ops that multiply such numbers
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,10 @@ def _rows(
         tuned = about.get("microseconds")
         taken, how = (times[number], "measured") if times is not None else (tuned, "tuned" if tuned is not None else "")
         dtype = outputs[0].dtype if outputs else torch.float32
+        if any(name in str(about.get("node", "")) for name in OF_EIGHT_BITS):
+            dtype = torch.int8
+        elif dtype.itemsize == 1:
+            dtype = torch.float16  # a product of halves that is quantized
         yield StepRow(
             number=number,
             op=str(about.get("node", "")),

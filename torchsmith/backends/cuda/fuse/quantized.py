@@ -18,6 +18,7 @@ from torch import Tensor
 from torchsmith.backends.cuda.float8 import FLOAT8, Float8Attention, Float8Linear
 from torchsmith.backends.cuda.fuse.epilogue import kind_of
 from torchsmith.backends.cuda.fuse.quantized_parts import before_move, quantized_parts
+from torchsmith.backends.cuda.fuse.quantized_scales import one_scale
 from torchsmith.backends.cuda.fuse.rules import apply
 from torchsmith.backends.cuda.fuse.siblings import siblings
 from torchsmith.backends.cuda.integers import LEAST_CHANNELS, IntegerConvolution, IntegerLinear
@@ -46,7 +47,7 @@ def quantized(graph: Graph) -> Graph:
     for _ in range(CUTS):
         graph = apply(quantized_parts(graph), moving)
     graph = apply(graph, [*moving, _product, _attention])
-    return _for_each_user(apply(graph, [_of_weights, _per_channel]))
+    return _for_each_user(apply(graph, [_of_weights, _per_channel, one_scale]))
 
 
 def _signed(graph: Graph) -> Graph:
