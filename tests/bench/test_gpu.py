@@ -86,14 +86,15 @@ def test_the_usual_models_have_the_usual_batches() -> None:
     assert GpuOptions(("resnet18",)).cases() == [("resnet18", 1), ("resnet18", 32)]
 
 
-def test_int8_beside_half_precision(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--models", NETS, "--batch", "2", "--sides", "torchsmith", "--precision", "int8", "--device", "cpu"]
+@pytest.mark.parametrize("precision", ["int8", "f8"])
+def test_eight_bits_beside_half_precision(precision: str, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--models", NETS, "--batch", "2", "--sides", "torchsmith", "--precision", precision, "--device", "cpu"]
     assert main([*arguments, "--seconds", "0.05", "--in-process", "--compile", '{"backend": "reference"}']) == 0
     ours, rounded, _ = map(json.loads, capfd.readouterr().out.splitlines())
     assert (ours["side"], ours["precision"], rounded["side"], rounded["precision"]) == (
-        "torchsmith", "f16", "torchsmith-int8", "int8"
+        "torchsmith", "f16", f"torchsmith-{precision}", precision
     )  # fmt: skip
-    assert ours["error"] < rounded["error"] <= rounded["tolerance"] == gpu.INT8_TOLERANCE and rounded["stream_ms"] > 0
+    assert ours["error"] < rounded["error"] <= rounded["tolerance"] == gpu.TOLERANCE[precision] and rounded["stream_ms"] > 0
     assert rounded["note"].endswith("calibrated with 4 items")
 
 

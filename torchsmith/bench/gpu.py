@@ -21,11 +21,11 @@ import torch
 
 from torchsmith.bench.check import COARSE_TOLERANCE, passes
 from torchsmith.bench.files import read, write
-from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, GPU_SIDES
+from torchsmith.bench.gpu_sides import BESIDE_EIGHT_BITS, GPU_BUILDERS, GPU_SIDES
 from torchsmith.bench.machine import Machine, this_machine
 from torchsmith.bench.measure import FEWEST_ROUNDS, Stats, burst_calls
 from torchsmith.bench.report import Report, Row, merge
-from torchsmith.bench.sides import BASELINE, INT8_SIDE, SUBJECT
+from torchsmith.bench.sides import BASELINE, EIGHT_BITS, SUBJECT
 from torchsmith.bench.station import Lost, Outcome, Remote, Station, Task
 from torchsmith.errors import InvalidOption, TorchsmithError
 
@@ -41,11 +41,12 @@ BATCHES = (1, 32)  # of other models
 FACTOR = 1.1  # our error may be this times eager's own in the same precision
 PEERS_FACTOR = 2.0  # peers get room for the maths that they chose
 PROBE_CALLS = 3
-INT8 = "int8"
-# Of int8, whatever eager's own error is. Eight bits give a layer's input about 1 % of noise (40 dB), and weights with a step for
-# each channel as much; of 50 layers in a row that is some 10 %, as weights that are random forget none of it. A wrong scale, or a
-# zero point that is left out, is an error of about 1.
-INT8_TOLERANCE = 0.15
+# Of int8 and float8, whatever eager's own error is. Eight bits give a layer's input about 1 % of noise (40 dB), and weights with a
+# step for each channel as much; of 50 layers in a row that is some 10 %, as weights that are random forget none of it. Three bits
+# of mantissa make 4 % of each product, of which the sums that transformers pass on keep no more. A wrong scale, or a zero point
+# that is left out, is an error of about 1.
+TOLERANCE = {"int8": 0.15, "f8": 0.15}
+SIDES_OF_EIGHT_BITS = {side: precision for precision, side in EIGHT_BITS.items()}
 
 
 class Place(Protocol):
@@ -62,8 +63,8 @@ class Place(Protocol):
 class GpuOptions:
     """seconds: timing per model and batch, all sides together. limit_s: what building and checking a side may take.
 
-    precision: of all sides but eager, which is float32, and torchsmith-int8. "int8" adds that side, beside which the others are
-    float16. factor: see FACTOR. compile: what torchsmith.compile gets besides.
+    precision: of all sides but eager, which is float32, and our own in eight bits. "int8" and "f8" add torchsmith-int8 and
+    torchsmith-f8, beside which the others are float16. factor: see FACTOR. compile: what torchsmith.compile gets besides.
     """
 
     models: tuple[str, ...] = tuple(MODELS)
@@ -81,15 +82,14 @@ class GpuOptions:
         return [(model, batch) for model in self.models for batch in self.batches or MODELS.get(model, BATCHES)]
 
     def precision_of(self, side: str) -> str:
-        if side in (BASELINE, INT8_SIDE):
-            return INT8 if side == INT8_SIDE else "f32"
-        return BESIDE_INT8 if self.precision == INT8 else self.precision
+        if side in SIDES_OF_EIGHT_BITS:
+            return SIDES_OF_EIGHT_BITS[side]
+        return "f32" if side == BASELINE else BESIDE_EIGHT_BITS if self.precision in EIGHT_BITS else self.precision
 
-    def with_int8(self) -> GpuOptions:
-        """The same, with our side in int8 after our own where the precision asks for it."""
-        if self.precision != INT8 or INT8_SIDE in self.sides:
-            return self
-        return replace(self, sides=(*self.sides, INT8_SIDE))
+    def with_eight_bits(self) -> GpuOptions:
+        """The same, with our side in eight bits after our own where the precision asks for it."""
+        added = EIGHT_BITS.get(self.precision)
+        return self if added is None or added in self.sides else replace(self, sides=(*self.sides, added))
 
 
 def compare_on_gpu(options: GpuOptions, places: Mapping[str, Place], done: Callable[[Report, Sequence[Row]], None]) -> Report:
@@ -120,8 +120,8 @@ def build_and_check(model: str, batch: int, side: str, options: GpuOptions, plac
     precision = options.precision_of(side)
     say(f"{model}, batch {batch}: building {side} {precision}")
     found = place.build(Task(model, batch, side, precision, options.device, dict(options.compile)), options.limit_s)
-    allowed = INT8_TOLERANCE if side == INT8_SIDE else COARSE_TOLERANCE[precision]
-    if side not in (BASELINE, INT8_SIDE) and found.eager_error is not None:
+    allowed = TOLERANCE[precision] if side in SIDES_OF_EIGHT_BITS else COARSE_TOLERANCE[precision]
+    if side not in (BASELINE, *SIDES_OF_EIGHT_BITS) and found.eager_error is not None:
         allowed = found.eager_error * (options.factor if side == SUBJECT else PEERS_FACTOR)
     why = found.why
     if not why and (found.error is None or not passes(found.error, allowed)):
@@ -190,7 +190,7 @@ def run_on_gpu(options: GpuOptions, out: Path | None = None, processes: bool = T
     What an earlier run of the day left in that file stays, but for the cases that are measured again.
     Raises InvalidOption for a name that is not known, and where there is no GPU.
     """
-    options = options.with_int8()
+    options = options.with_eight_bits()
     if unknown := [side for side in options.sides if side not in GPU_BUILDERS]:
         raise InvalidOption(f"bench has no side {unknown[0]!r} on a GPU; it has {', '.join(GPU_BUILDERS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -238,7 +238,7 @@ def say(text: str) -> None:
 
 def failures(report: Report) -> list[str]:
     """A sentence for each case on which a side of our own was not timed."""
-    ours = [r for r in report.rows if r.side in (SUBJECT, INT8_SIDE) and r.why]
+    ours = [r for r in report.rows if r.side in (SUBJECT, *SIDES_OF_EIGHT_BITS) and r.why]
     return [f"{r.model}, batch {r.batch}: {r.why}" for r in ours]
 
 
@@ -252,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", default=",".join(MODELS), help="timm names, transformers names, bert_base or file.py:function")
     made.add_argument("--batch", default="", help="batch sizes; by default 1 and 128 of convolutional networks, 1 and 32 of others")
     made.add_argument("--sides", default=",".join(GPU_SIDES), help=f"of {', '.join(GPU_BUILDERS)}")
-    made.add_argument("--precision", default=defaults.precision, help="f16, bf16, or int8: f16 and torchsmith-int8 beside it")
+    made.add_argument("--precision", default=defaults.precision, help="f16, bf16, or int8, f8: f16 and ours beside it")
     made.add_argument("--seconds", type=float, default=defaults.seconds, help="timing per model and batch, all sides together")
     made.add_argument("--limit", type=float, default=defaults.limit_s, help="seconds that building one side may take")
     made.add_argument("--factor", type=float, default=FACTOR, help="our error may be this times eager's in the same precision")

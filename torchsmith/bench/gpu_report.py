@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchsmith.bench.report import Report, Row, short, times
-from torchsmith.bench.sides import BASELINE, INT8_SIDE, SUBJECT
+from torchsmith.bench.sides import BASELINE, EIGHT_BITS, SUBJECT
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def best_peer(report: Report, row: Row) -> Row | None:
     """The fastest side of others on the row's case, by the device's time; None where none was timed."""
-    others = [r for r in report.rows if r.side not in (SUBJECT, INT8_SIDE)]
+    others = [r for r in report.rows if r.side not in (SUBJECT, *EIGHT_BITS.values())]
     peers = [r for r in others if (r.model, r.batch) == (row.model, row.batch) and r.median_ms]
     return min(peers, key=lambda r: r.median_ms or 0.0, default=None)
 
@@ -89,7 +89,7 @@ def table(report: Report) -> Group:
     notes = [
         Text(f"  {r.model}, batch {r.batch}: error {r.error:.1e} of {r.tolerance:.1e} allowed; {r.note}", "dim")
         for r in report.rows
-        if r.side in (SUBJECT, INT8_SIDE) and r.stats and r.error is not None and r.tolerance is not None
+        if r.side in (SUBJECT, *EIGHT_BITS.values()) and r.stats and r.error is not None and r.tolerance is not None
     ]
     how = Text("  milliseconds: of the device, calls one after another / of the caller, one call at a time", "dim")
     return Group(made, how, *notes, *below, Text(str(report.machine), "dim"))

@@ -11,9 +11,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchsmith.bench.models import Inputs
-from torchsmith.bench.sides import BASELINE, INT8_SIDE, PRECISIONS, SUBJECT, Builder, Built, cast, torchscript
+from torchsmith.bench.sides import (
+    BASELINE,
+    EIGHT_BITS,
+    FLOAT8_SIDE,
+    INT8_SIDE,
+    PRECISIONS,
+    SUBJECT,
+    Builder,
+    Built,
+    cast,
+    torchscript,
+)
 
-BESIDE_INT8 = "f16"  # what layers that are not int8 compute in
+BESIDE_EIGHT_BITS = "f16"  # what layers that are neither int8 nor float8 compute in
 WARM_UP_CALLS = 3  # before a graph is captured: libraries choose their algorithms and allocate
 
 
@@ -106,14 +117,19 @@ def torchsmith(module: nn.Module, inputs: Inputs, precision: str, options: Mappi
     return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), repr(fast))
 
 
-def torchsmith_int8(
-    module: nn.Module, inputs: Inputs, precision: str, options: Mapping[str, Any] | None = None, data: Sequence[Inputs] = ()
+def calibrated(
+    module: nn.Module,
+    inputs: Inputs,
+    precision: str,
+    options: Mapping[str, Any] | None = None,
+    data: Sequence[Inputs] = (),
+    dtype: torch.dtype = torch.int8,
 ) -> Built:
-    """Calibrated with `data`; with the inputs themselves where there is none. Called as `torchsmith` is."""
+    """Calibrated with `data`; with the inputs themselves where there is none. Called as `torchsmith` is. dtype: of eight bits."""
     calls = data or (inputs,)
     calibrator = [(*given.args, given.kwargs) if given.kwargs else given.args for given in calls]
-    wanted = {"enabled_precisions": {PRECISIONS[BESIDE_INT8], torch.int8}, "calibrator": calibrator}
-    built = torchsmith(module, inputs, BESIDE_INT8, {**(options or {}), **wanted})
+    wanted = {"enabled_precisions": {PRECISIONS[BESIDE_EIGHT_BITS], dtype}, "calibrator": calibrator}
+    built = torchsmith(module, inputs, BESIDE_EIGHT_BITS, {**(options or {}), **wanted})
     return Built(built.prepare, built.call, f"{built.note}; calibrated with {sum(given.items for given in calls)} items")
 
 
@@ -123,8 +139,9 @@ GPU_BUILDERS: Mapping[str, Builder] = {
     "torchscript": script,
     "cudagraph": cuda_graph,
     SUBJECT: torchsmith,
-    INT8_SIDE: torchsmith_int8,
+    INT8_SIDE: calibrated,
+    FLOAT8_SIDE: partial(calibrated, dtype=torch.float8_e4m3fn),
     "inductor": inductor,
     "max-autotune": partial(inductor, mode="max-autotune"),
 }
-GPU_SIDES = tuple(name for name in GPU_BUILDERS if name not in ("max-autotune", INT8_SIDE))
+GPU_SIDES = tuple(name for name in GPU_BUILDERS if name not in ("max-autotune", *EIGHT_BITS.values()))

@@ -21,6 +21,8 @@ from torchsmith.bench.models import Inputs
 
 SUBJECT = "torchsmith"
 INT8_SIDE = "torchsmith-int8"  # the same, calibrated, beside it in one run
+FLOAT8_SIDE = "torchsmith-f8"
+EIGHT_BITS = {"int8": INT8_SIDE, "f8": FLOAT8_SIDE}  # by their precisions
 BASELINE = "eager"
 
 PRECISIONS: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}

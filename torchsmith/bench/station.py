@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from torchsmith.bench.check import outputs_of, reference, worst_error
-from torchsmith.bench.gpu_sides import BESIDE_INT8, GPU_BUILDERS, eager
+from torchsmith.bench.gpu_sides import BESIDE_EIGHT_BITS, GPU_BUILDERS, eager
 from torchsmith.bench.models import Inputs, Model, load
-from torchsmith.bench.sides import INT8_SIDE, SUBJECT, Builder, Built, first_line, forget_compiled
+from torchsmith.bench.sides import EIGHT_BITS, SUBJECT, Builder, Built, first_line, forget_compiled
 
 CHECK_SEEDS = (0, 1)
 CALIBRATION_SEED = 1000  # the first of those; far from the ones above
-OURS = (SUBJECT, INT8_SIDE)
+OURS = (SUBJECT, *EIGHT_BITS.values())
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Station:
         builder = self._builders[task.side]
         if task.side in OURS and task.options:
             builder = partial(builder, options=task.options)  # type: ignore[call-arg]  # only our own side has options
-        if task.side == INT8_SIDE:
+        if task.side in EIGHT_BITS.values():
             builder = partial(builder, data=calibration_data(model, task))  # type: ignore[call-arg]
-        beside = BESIDE_INT8 if task.side == INT8_SIDE else task.precision
+        beside = BESIDE_EIGHT_BITS if task.side in EIGHT_BITS.values() else task.precision
         own = errors(eager(copy.deepcopy(module), inputs, beside), checks)
         start = time.perf_counter()
         built = builder(copy.deepcopy(module), inputs, task.precision)

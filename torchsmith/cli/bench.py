@@ -29,7 +29,8 @@ def bench(
         str | None, typer.Option(metavar="N,N", help="batch sizes; by default 1,8, on a GPU 1 and 128 or 32 by the model")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="of f32, bf16, f16, int8  [default: f32,bf16; on a GPU f16]")
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="of f32, bf16, f16, int8; f8 on a GPU  [default: f32,bf16; on a GPU f16]"),
     ] = None,
     peers: Annotated[
         str | None,
@@ -94,10 +95,10 @@ def on_gpu(
     from torchsmith.bench.gpu import GpuOptions, failures, run_on_gpu
     from torchsmith.bench.gpu_sides import GPU_BUILDERS
 
-    if precisions not in (["f16"], ["bf16"], ["int8"]):
+    if precisions not in (["f16"], ["bf16"], ["int8"], ["f8"]):
         raise InvalidOption(
             f"--precision {','.join(precisions)}: on a GPU all sides run in f16 or in bf16, and eager in f32 besides; int8 "
-            "adds our own in int8 to f16"
+            "and f8 add our own in these to f16"
         )
     sides = tuple(name for name in GPU_BUILDERS if name in (*peers, "torchsmith"))
     unknown = tuple(name for name in peers if name not in GPU_BUILDERS)
