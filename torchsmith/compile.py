@@ -14,6 +14,7 @@ from torchsmith.errors import InvalidOption
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     from torchsmith.capture import NotConvertible
     from torchsmith.inputs import Device, ExampleInputs
@@ -99,7 +100,7 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
     from torchsmith.capture import capture
     from torchsmith.inputs import Device
     from torchsmith.lower import lower
-    from torchsmith.partition.segments import partition
+    from torchsmith.partition.segments import Partitioned, partition
     from torchsmith.quantize.post_training import Quantized, quantize
     from torchsmith.report import report
     from torchsmith.runtime.budget import within_budget
@@ -113,12 +114,16 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
         backend, target = choose(config.backend, asked or captured.device, config.target)
         place = place_of(target, captured.device, asked)
         lowered = stage("lower", lower, captured, config.lower, keep=config.partition.torch_executed_ops)
-        quantized = stage("quantize", quantize, lowered, config.quantize, target, backend.int8)
+
+        def parted(program: ExportedProgram) -> Partitioned:
+            return partition(program, lambda node: backend.refuses(node, target), config.partition)
+
+        quantized = stage("quantize", quantize, lowered, config.quantize, target, backend.int8, lambda p: parted(p).in_torch)
 
         def finish(quantized: Quantized) -> CompiledModule:
-            partitioned = stage("partition", partition, quantized.program, lambda n: backend.refuses(n, target), config.partition)
+            partitioned = stage("partition", parted, quantized.program)
             built = stage("build", build, partitioned, backend, target, quantized.narrowed(config))
-            record = report(partitioned, built, backend, target, config, time.perf_counter() - started)
+            record = report(partitioned, built, backend, target, config, time.perf_counter() - started, quantized.reasons)
             return CompiledModule(built.program, record, captured.signature, place)
 
         return within_budget(quantized, finish)

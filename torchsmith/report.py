@@ -53,8 +53,7 @@ def report(
 def _layers(partitioned: Partitioned, built: Built, config: Config, kept: Mapping[str, str]) -> dict[str, LayerPrecision]:
     """The layers by the names of their nodes; none where none is of eight bits and nobody asked for it."""
     floats = {node.name: e.precision for e in built.engines for node in e.segment.nodes}
-    in_torch = {refusal.node: refusal.reason for refusal in partitioned.refusals}
-    found = layers_of(partitioned.program, floats, in_torch, kept)
+    found = layers_of(partitioned.program, floats, partitioned.in_torch, kept)
     asked = any(dtype.itemsize == 1 for dtype in config.quantize.enabled_precisions)
     return found if asked or any(not layer.reason for layer in found.values()) else {}
 

@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from torchsmith.config import Config
 from torchsmith.errors import InvalidInput, InvalidOption
+from torchsmith.ptq import DataLoaderCalibrator
 from torchsmith.quantize.calibration import Calibration, Range, check_writable, read
+from torchsmith.quantize.post_training import quantize
+from torchsmith.testing.pipeline import Pipeline
 
 MADE = Calibration("a digest", "mse", 3, {"x": Range(-1.0, 2.0, 1.5)}, {"layer": (0.25, -0.5)})
 
@@ -90,3 +96,56 @@ def test_a_threshold_may_be_set_by_hand(tmp_path: Path) -> None:
     MADE.write(file)
     edited(file, lambda content: content["ranges"]["x"].update(threshold=1.25))
     assert read(file, "a digest").ranges["x"].threshold == 1.25
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+        nn.init.zeros_(self.second.weight)
+        with torch.no_grad():
+            self.first.weight[:, 0] *= 50
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(torch.relu(self.first(x)))
+        return y
+
+
+def calibrated(model: nn.Module, calibrator: Any) -> Calibration:
+    data = torch.randn(4, 5, 6) * torch.tensor([40.0, 1, 1, 1, 1, 1])
+    road = Pipeline(model.eval(), data).capture().lower()
+    config = Config.from_options(enabled_precisions={torch.int8}, calibrator=calibrator(data)).quantize
+    found = quantize(road.lowered, config).calibration
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: c["corrections"]["first/linear"].pop(), "7 corrections for the 8 channels of first/linear"),
+        (lambda c: c["roundings"]["p_first_weight"].update(shape=[6, 8]), r"roundings of \(6, 8\) for the weight of first/linear"),
+        (lambda c: c["ranges"].pop("relu"), "has no range for relu; skip_layers or enabled_precisions may have changed"),
+    ],
+)
+def test_lists_of_other_lengths_than_the_models_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], sentence: str
+) -> None:
+    model, file = Small(), tmp_path / "calibration.json"
+    calibrated(model, lambda data: DataLoaderCalibrator([data], cache_file=file))
+    edited(file, change)
+    with pytest.raises(InvalidInput, match=sentence):
+        calibrated(model, lambda data: file)
+
+
+def test_shares_of_other_lengths_are_refused(tmp_path: Path) -> None:
+    model, file = Small(), tmp_path / "calibration.json"
+    found = calibrated(model, lambda data: DataLoaderCalibrator([data], cache_file=file))
+    dataclasses.replace(found, shares={"x": (1.0,) * 5}).write(file)
+    with pytest.raises(InvalidInput, match="5 shares for the 6 channels of x"):
+        calibrated(model, lambda data: file)
+
+
+def test_a_cache_that_cannot_be_written_stops_before_the_data_is_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="cannot be written: it is a folder"):
+        calibrated(Small(), lambda data: DataLoaderCalibrator(iter(lambda: pytest.fail("data was read"), 0), cache_file=tmp_path))

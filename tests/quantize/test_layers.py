@@ -138,6 +138,7 @@ def test_explain_and_inspect_count_them_and_packages_keep_them(tmp_path: Path) -
     text = str(explained)
     assert "8-bit layers" in text and "2 of 4" in text and "layers in floats" in text
     assert "up/conv_transpose2d" in text and "a transposed convolution in groups" in text
+    assert "pixels/conv2d" in text and "it takes 3 channels, as of pixels" in text
     torchsmith.save(fast, tmp_path / "net.pt2")
     again = torchsmith.explain(torchsmith.load(tmp_path / "net.pt2"))
     assert again.layers == explained.layers and str(again) == text
@@ -166,6 +167,80 @@ def test_models_of_floats_are_told_as_before() -> None:
     explained = torchsmith.explain(fast)
     assert explained.layers == [] and explained.summary.endswith("0 in PyTorch")
     assert "8-bit" not in str(explained) and "layers" not in explained.segments[0]
+
+
+class Gated(nn.Module):
+    """A depthwise convolution of floats, the gate of what it gives, and a 1×1 convolution of what the gate scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise, self.gate = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
+        self.project, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.depthwise(x))
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        return self.last(self.project(y))  # type: ignore[no-any-return]
+
+
+def test_calibration_says_why_it_left_layers_in_floats() -> None:
+    fast = compiled(Gated(), torch.randn(2, 8, 6, 6), skip_layers={"last"})
+    assert {name: reason for name, (_, reason) in told(fast).items()} == {
+        "conv2d": "a depthwise convolution of floats, which int8 does not make faster",
+        "conv2d_1": "it makes a gate, which scales whole channels",
+        "conv2d_2": "",
+        "conv2d_3": "skip_layers names it",
+    }
+
+
+def test_a_budget_says_that_it_left_layers_in_floats() -> None:
+    fast = compiled(Gated(), torch.randn(2, 8, 6, 6), accuracy_budget=1e-6)
+    found = told(fast)
+    assert found["conv2d_2"] == ("float32", "the accuracy budget has it so") and "gate" in found["conv2d_1"][1]
+
+
+class Interrupted(nn.Module):
+    """Layers, pooling and an op that no engine takes between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after, self.last = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.special.bessel_j0(torch.relu(self.before(x)))
+        x = torch.relu(self.after(torch.max_pool2d(x, 2)))
+        return self.last(torch.special.bessel_j0(x.mean((2, 3))))  # type: ignore[no-any-return]
+
+
+def test_engines_behind_what_stays_in_pytorch_have_their_weights_and_compute_in_int8() -> None:
+    if "avx2" not in this_cpu().features:
+        pytest.skip("OpenVINO has int8 kernels for x86 with AVX2 and later")
+    x = torch.randn(2, 8, 12, 12)
+    fast = compiled(Interrupted(), x)
+    assert torchsmith.explain(fast).eight_bits == "3 of 3 layers in int8"
+    assert all(len(segment["inputs"]) == len(segment["outputs"]) == 1 for segment in torchsmith.explain(fast).segments)
+    for call in fast.plan.engine_calls:
+        run: Any = backends.get("openvino").load(to_bytes(fast.program.constants[call.constant]), this_cpu())
+        assert all(precision in ("u8", "i8") for _, precision in run.executed()), run.executed()
+
+
+def test_layers_that_will_stay_in_pytorch_are_not_rounded() -> None:
+    x, model = torch.randn(2, 8, 12, 12), Interrupted().eval()
+    fast = compiled(model, x, torch_executed_ops={"aten.conv2d", "aten.max_pool2d"})
+    found = told(fast)
+    assert found["conv2d"] == found["conv2d_1"] == ("float32", "it stays in PyTorch: torch_executed_ops names it")
+    assert found["linear"] == ("int8", "")
+    assert not any("quantize" in refusal["op"] for refusal in torchsmith.explain(fast).refusals)
+    with pytest.warns(UserWarning, match="no layer of the model.* most often because it stays in PyTorch: its block has"):
+        small = compiled(model, x, min_block_size=5)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x), rtol=0, atol=0)
+
+
+def test_what_is_pooled_in_pytorch_is_quantized_behind_it() -> None:
+    fast = compiled(Interrupted(), torch.randn(2, 8, 12, 12), torch_executed_ops={"aten.max_pool2d"})
+    assert torchsmith.explain(fast).eight_bits == "3 of 3 layers in int8"
+    assert len(torchsmith.explain(fast).segments) == 3  # none of a quantize op alone
 
 
 @pytest.mark.parametrize("model", [Net(), Trained()], ids=lambda model: type(model).__name__)

@@ -248,3 +248,33 @@ def test_depthwise_layers_stay_float_behind_a_float_layer_and_zeros_around_pictu
     with torch.no_grad():
         x = torch.randn(4, 3, 8, 8)
         assert 0 < relative_error(found.program.module()(x), model(x)) < 0.03
+
+
+def test_data_that_is_one_number_is_told() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match=r"the calibration data are constant \(3\), so that ranges fit that number only"):
+        quantized(model, [torch.full((2, 4), 3.0)] * 2, torch.randn(2, 4))
+
+
+def test_a_model_without_a_layer_for_it_is_told() -> None:
+    with pytest.warns(
+        UserWarning, match="no layer of the model to compute in eight bits: no convolution and no product has a const"
+    ):
+        quantized(nn.ReLU(), [torch.randn(2, 4)], torch.randn(2, 4))
+    with pytest.warns(UserWarning, match="most often because it takes 3 channels, as of pixels"):
+        quantized(nn.Conv2d(3, 4, 1), batches(), batches()[0])
+
+
+def test_inputs_that_the_model_itself_does_not_take_are_told_by_batch_and_op() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.last = nn.Embedding(10, 4), nn.Linear(4, 2)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.last(self.words(tokens))  # type: ignore[no-any-return]
+
+    good = torch.tensor([[1, 2, 3]])
+    with pytest.raises(InvalidInput, match=r"calibration batch 1 fails in words/embedding \(.*\): index out of range") as caught:
+        quantized(Embedded(), [good, good + 10], good)
+    assert "While executing" not in str(caught.value)

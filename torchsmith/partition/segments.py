@@ -45,6 +45,11 @@ class Partitioned:
     segments: tuple[Segment, ...]
     refusals: tuple[Refusal, ...]
 
+    @property
+    def in_torch(self) -> dict[str, str]:
+        """Why nodes stay in PyTorch, by their names."""
+        return {refusal.node: refusal.reason for refusal in self.refusals}
+
 
 def partition(program: ExportedProgram, refuses: Refuses, config: PartitionConfig) -> Partitioned:
     """Cut the program into the largest segments that have no cycle between them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,24 @@ def batches_of(data: Iterable[Any], program: ExportedProgram, device: torch.devi
         raise InvalidInput(
             "the calibration data is empty; some hundred typical inputs are enough. A generator is empty after its first use: "
             "pass a list or a loader"
+        )
+
+
+def told_of_constants(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; warns at their end where every floating input was one number throughout."""
+    limits: dict[int, tuple[float, float]] = {}
+    for batch in batches:
+        for index, value in enumerate(batch.inputs):
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                least, greatest = (float(limit) for limit in torch.aminmax(value.detach()))
+                before = limits.get(index, (least, greatest))
+                limits[index] = min(before[0], least), max(before[1], greatest)
+        yield batch
+    if limits and all(least == greatest for least, greatest in limits.values()):
+        numbers = ", ".join(sorted({f"{least:g}" for least, _ in limits.values()}))
+        warnings.warn(
+            f"the calibration data are constant ({numbers}), so that ranges fit that number only; calibrate with typical inputs",
+            stacklevel=2,
         )
 
 

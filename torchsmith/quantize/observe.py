@@ -10,9 +10,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from torchsmith.capture.source import source_line
 from torchsmith.errors import InvalidInput
 from torchsmith.quantize.batches import Batch
-from torchsmith.quantize.placement import Layer, Placement, Point
+from torchsmith.quantize.placement import Layer, Placement, Point, name_of
 from torchsmith.quantize.statistics import Statistics
 
 # What is done with a node's value, besides the values of its inputs.
@@ -24,15 +25,21 @@ class Observed(fx.Interpreter):
 
     def __init__(self, program: ExportedProgram, look: Look) -> None:
         super().__init__(program.graph_module, graph=program.graph)
-        self.program, self.look = program, look
+        self.program, self.look, self.batch = program, look, 0
+        self.extra_traceback = False  # which would be added to our own sentences
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        try:
+            value = super().run_node(n)
+        except (RuntimeError, IndexError, ValueError) as error:  # what PyTorch raises for inputs that an op does not take
+            where = f" ({line})" if (line := source_line(n)) else ""
+            raise InvalidInput(f"calibration batch {self.batch} fails in {name_of(n)}{where}: {error}") from error
         self.look(n, value, self.env)
         return value
 
     def over(self, batch: Batch) -> None:
-        """One call. The program's buffers are left as they are."""
+        """One call. The program's buffers are left as they are. Raises InvalidInput where an op does not take what it gets."""
+        self.batch = batch.number
         given = iter(batch.inputs)
         values = [
             next(given) if spec.kind is InputKind.USER_INPUT else self._stored(spec.target)

@@ -15,7 +15,7 @@ elsewhere to all of these. fp8 keeps three bits of mantissa whatever the magnitu
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
@@ -94,11 +94,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Placement:
-    """attentions: nodes that compute in fp8, and have no weight."""
+    """attentions: nodes that compute in fp8, and have no weight. kept: by the names of nodes, why others with a constant weight
+    are no layers.
+    """
 
     layers: tuple[Layer, ...]
     points: tuple[Point, ...]
     attentions: tuple[fx.Node, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def dtypes(self) -> dict[fx.Node, torch.dtype]:
         """What every layer and attention is quantized to."""
@@ -123,21 +126,31 @@ def place(
     """
     weights = _weights(program)
     skipped = skipped_nodes(program, skip_layers)
-    kept = skipped | _gates(program, weights)
+    gates = _gates(program, weights)
     layers: list[Layer] = []
     scaled: dict[fx.Node, set[fx.Node]] = {}
-    for node in program.graph.nodes:
-        made = None if node in kept else _layer(node, weights)
-        if made and FP8 in formats and node.target in _LINEAR:
+    kept: dict[str, str] = {}
+    for node, made in weighted(program).items():
+        if node in skipped:
+            kept[node.name] = "skip_layers names it"
+        elif node in gates:
+            kept[node.name] = "it makes a gate, which scales whole channels"
+        elif FP8 in formats and node.target in _LINEAR:
             layers.append(replace(made, dtype=FP8))
-        elif not made or torch.int8 not in formats:
-            continue
+        elif torch.int8 not in formats:
+            kept[node.name] = "fp8 is for linear layers and attention, and int8 is not enabled"
         elif not gated and (wide := _scaled_by_gate(made)) is not None:
             scaled.setdefault(wide, set()).add(made.x)
-        elif not _takes_pixels(made) and not _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
+            kept[node.name] = "it takes what a gate scales, which these engines do as the layer loads"
+        elif _takes_pixels(made):
+            channels = made.weight.meta["val"].shape[1]
+            kept[node.name] = f"it takes {channels} channels, as of pixels; int8 costs much there and gains little"
+        elif _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
+            kept[node.name] = "a depthwise convolution of floats, which int8 does not make faster"
+        else:
             layers.append(made)
     attentions = _attentions(program, skipped) if FP8 in formats else ()
-    return _placement(program, layers, attentions, weights, skipped, scaled)
+    return replace(_placement(program, layers, attentions, weights, skipped, scaled), kept=kept)
 
 
 def _attentions(program: ExportedProgram, skipped: set[fx.Node]) -> tuple[fx.Node, ...]:
@@ -333,7 +346,8 @@ def _points(
         if not wanting and not is_sum:
             continue
         above = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-        if wanting and _commutes(node) and wanting == set(node.users) and not any(n.name in weights for n in above):
+        moves = _commutes(node) and node not in skipped and not any(n.name in weights for n in above)
+        if wanting and moves and wanting == set(node.users):
             for source in above:
                 takers.setdefault(source, set()).add(node)
                 groups.join(node, source)

@@ -6,8 +6,10 @@ From here on such a program is the same as one of quantization-aware training.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sized
-from dataclasses import dataclass, replace
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,13 +23,14 @@ from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.lower import Lowered
 from torchsmith.lower.editing import copied, settled
 from torchsmith.quantize.abilities import ALL, Int8Abilities
-from torchsmith.quantize.batches import Batch, batches_of
+from torchsmith.quantize.batches import Batch, batches_of, told_of_constants
 from torchsmith.quantize.budget import Budget, budget_of
 from torchsmith.quantize.budgeted import Allowed, Budgeted, Model
-from torchsmith.quantize.calibration import Calibration, Range, digest, read
+from torchsmith.quantize.calibration import Calibration, Range, check_writable, digest, read
 from torchsmith.quantize.calibrator import CacheCalibrator, Calibrator, DataLoaderCalibrator, calibrator_of
 from torchsmith.quantize.compensate import compensated, enough
 from torchsmith.quantize.equalise import shares_by
+from torchsmith.quantize.fitting import fitting
 from torchsmith.quantize.formats import FORMATS
 from torchsmith.quantize.insert import correct_biases, insert
 from torchsmith.quantize.observe import Observed, Ranges
@@ -44,12 +47,20 @@ _MARKS = ("fake_quantize", "quantize_per", "dequantize_per", "quantize_op", "qua
 class Quantized:
     """A program with fake-quantize ops wherever int8 and fp8 go. calibration: what they were made from; None where they were there.
 
-    budgeted: the search for the layers' precisions, where there is an accuracy budget.
+    budgeted: the search for the layers' precisions, where there is an accuracy budget. kept: by the names of nodes, why
+    calibration left layers as they were.
     """
 
     program: ExportedProgram
     calibration: Calibration | None = None
     budgeted: Budgeted | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why a layer is in floats, by the names of nodes; of all that are, and of others that might have been."""
+        layers = self.budgeted.model.placement.dtypes() if self.budgeted else {}
+        return {**{node.name: "the accuracy budget has it so" for node in layers}, **self.kept}
 
     def again(self) -> Quantized:
         """As the search goes on."""
@@ -64,20 +75,26 @@ class Quantized:
         return replace(config, quantize=replace(config.quantize, enabled_precisions=left))
 
 
-def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = None, int8: Int8Abilities = ALL) -> Quantized:
+def quantize(
+    lowered: Lowered, config: QuantizeConfig, target: Target | None = None, int8: Int8Abilities = ALL,
+    in_torch: Callable[[ExportedProgram], Mapping[str, str]] = lambda program: {},
+) -> Quantized:  # fmt: skip
     """Insert fake-quantize ops, calibrated as the config says; a program that has them already passes through.
 
     Weights are symmetric, per output channel, from -127 to 127. Activations are symmetric and per tensor: from -128 to 127, or
     from 0 to 255 where nothing negative was seen. In fp8 both are symmetric, and the greatest magnitude becomes 448. Linear layers
     and attention compute in fp8 where it is enabled, and everything else that is quantized in int8. target, int8: what the engines
     are for, this CPU by default, and what they do of int8 and fp8; an accuracy budget goes by both. The user is told once where
-    engines do not compute in fp8: then it is as if it were not enabled, and a program's own fp8 is left out.
+    engines do not compute in fp8: then it is as if it were not enabled, and a program's own fp8 is left out. in_torch: why
+    nodes of a program would stay in PyTorch, which gains nothing by rounding, by their names.
 
     Raises InvalidOption where eight bits and the calibrator do not go together, InvalidInput for unusable data or a foreign cache,
     CaptureError for fake-quantize ops with unusable ranges.
     """
     program, has_marks, budget = lowered.program, is_marked(lowered.program), budget_of(config.accuracy_budget)
     target = target or this_cpu()
+    outside = in_torch(program) if config.calibrator is not None and not has_marks else {}
+    config = replace(config, skip_layers=config.skip_layers | outside.keys())
     if budget is not None:
         return _budgeted(lowered, config, budget, target, int8)
     if has_marks:
@@ -101,12 +118,22 @@ def quantize(lowered: Lowered, config: QuantizeConfig, target: Target | None = N
         return Quantized(program)
     program = copied(program)
     placement = place(program, config.skip_layers, gated=int8.gated, formats=formats)
+    kept = {**placement.kept, **{name: f"it stays in PyTorch: {why}" for name, why in outside.items() if name in placement.kept}}
+    _check_worth(placement, kept)
     calibration = int8.ranges(calibrate(program, placement, calibrator_of(config.calibrator)))
     correct_biases(program, placement, calibration)
     insert(program, placement, calibration)
     program.graph.lint()
     program.graph_module.recompile()
-    return Quantized(settled(program), calibration)
+    return Quantized(settled(program), calibration, kept=kept)
+
+
+def _check_worth(placement: Placement, kept: Mapping[str, str]) -> None:
+    """Warn where nothing of the model would compute in eight bits. kept: why not, by the names of nodes."""
+    if not placement.dtypes():
+        why = Counter(kept.values()).most_common(1)
+        reason = f"most often because {why[0][0]}" if why else "no convolution and no product has a constant weight"
+        warnings.warn(f"calibration finds no layer of the model to compute in eight bits: {reason}", stacklevel=2)
 
 
 def _eight_bits_of(config: QuantizeConfig) -> str:
@@ -143,7 +170,7 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
     model = Model(program, placement, calibration, config.skip_layers, target, int8.gated, formats or (torch.int8,))
     floats = floats_of(config.enabled_precisions, target)
     found = Budgeted(model, calibrator.dataloader, Allowed(budget, bool(formats), floats, int8.mixes_floats))
-    return Quantized(found.program(), calibration, found)
+    return Quantized(found.program(), calibration, found, placement.kept)
 
 
 def _with_data(given: object) -> DataLoaderCalibrator:
@@ -183,36 +210,28 @@ def calibrate(program: ExportedProgram, placement: Placement, calibrator: Calibr
     """Ranges and bias corrections, from the calibrator's cache or by running the program over its data. Raises InvalidInput."""
     model = digest(program)
     if isinstance(calibrator, CacheCalibrator):
-        return _fitting(read(calibrator.cache_file, model), placement, calibrator.cache_file)
+        return fitting(read(calibrator.cache_file, model), placement, calibrator.cache_file)
     file = calibrator.cache_file
     if file and calibrator.use_cache and Path(file).exists():
-        cached = _fitting(read(file, model), placement, file)
+        cached = fitting(read(file, model), placement, file)
         if cached.algorithm != calibrator.algo.value:
             raise InvalidInput(
                 f"{file} was calibrated by {cached.algorithm!r}, and the calibrator asks for {calibrator.algo.value!r}; "
                 "calibrate again with use_cache=False, or ask for what the file has"
             )
         return cached
+    if file:
+        check_writable(file)
     found = _measured(program, placement, calibrator, model)
     if file:
         found.write(file)
     return found
 
 
-def _fitting(calibration: Calibration, placement: Placement, file: str) -> Calibration:
-    """Raises InvalidInput where the cache lacks a value, as after a change of skip_layers."""
-    if missing := [point.name for point in placement.points if point.name not in calibration.ranges]:
-        raise InvalidInput(
-            f"{file} has no range for {missing[0]} (and {len(missing) - 1} more); skip_layers or "
-            "enabled_precisions may have changed: calibrate again"
-        )
-    return calibration
-
-
 def _measured(program: ExportedProgram, placement: Placement, calibrator: DataLoaderCalibrator, model: str) -> Calibration:
     data = calibrator.dataloader
     device = next((t.device for t in parameters_of(program).values()), None)
-    batches, first, count = batches_of(data, program, device), list[Batch](), 0
+    batches, first, count = told_of_constants(batches_of(data, program, device)), list[Batch](), 0
     for batch in batches:
         first.append(batch)
         if enough(first):
