@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -248,3 +250,65 @@ def test_pairs_of_other_libraries_are_left_out_too() -> None:
 def test_scales_that_are_no_use_are_told(scale: float, why: str) -> None:
     with pytest.raises(CaptureError, match=f"fake_quantize_float8.* has the scale .*{why}"):
         Pipeline(Trained(scale).eval(), batches(1)[0]).capture()
+
+
+@pytest.mark.parametrize("enabled", [(FP8,), (torch.int8, FP8)], ids=str)
+def test_accuracy_budgets_choose_among_fp8_too(enabled: tuple[torch.dtype, ...]) -> None:
+    model, data = Block().eval(), batches()
+    options: dict[str, Any] = {"inputs": [data[0]], "backend": "reference", "calibrator": data, "min_block_size": 1}
+    precisions = {torch.float32, *enabled}
+
+    def chosen(budget: float) -> dict[str, str]:
+        fast = torchsmith.compile(model, enabled_precisions=precisions, accuracy_budget=budget, **options)
+        record = torchsmith.explain(fast).accuracy
+        assert record is not None and record["measured_on"] == "the engines" and record["spent"] <= budget
+        assert relative_error(fast(data[0]), model(data[0])) <= budget * 1.5
+        return {layer["name"]: layer["precision"] for layer in record["layers"]}
+
+    wide, narrow = chosen(0.2), chosen(1e-5)
+    assert set(narrow.values()) == {"float32"}
+    assert {name for name, dtype in wide.items() if dtype == "float8_e4m3fn"} >= {
+        "qkv/linear", "out/linear_1", "up/linear_2", "down/linear_3", "scaled_dot_product_attention",
+    }  # fmt: skip
+    assert ("int8" in wide.values()) == (torch.int8 in enabled)
+    some = chosen(0.015)
+    assert 0 < sum(dtype == "float8_e4m3fn" for dtype in some.values()) < 5
+
+
+def test_a_simulated_layer_computes_what_an_engine_does() -> None:
+    model, data = Block().eval(), batches()
+    fast = torchsmith.compile(
+        model, inputs=[data[0]], backend="reference", calibrator=data, min_block_size=1,
+        enabled_precisions={torch.float32, FP8}, accuracy_budget=0.2,
+    )  # fmt: skip
+    record = torchsmith.explain(fast).accuracy
+    assert record is not None
+    assert record["simulated"]["error"] == pytest.approx(record["error"], rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_models_of_16_bits(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 5)).to(dtype).eval()
+    data = [torch.randn(4, 16).to(dtype) for _ in range(2)]
+    precision._told.clear()
+    fast = torchsmith.compile(
+        model, inputs=[data[0]], backend="reference", calibrator=data, min_block_size=1,
+        enabled_precisions={torch.float32, FP8},
+    )  # fmt: skip
+    y = fast(data[0])
+    assert y.dtype == dtype
+    assert 0.001 < relative_error(y, model(data[0])) < 0.12
+
+
+def test_a_program_that_rounds_to_fp8_in_pytorch_is_saved_and_loaded(tmp_path: Path) -> None:
+    model, x = Trained().eval(), batches(1)[0]
+    named = {"torchsmith.fake_quantize_float8.default"}
+    fast = torchsmith.compile(model, inputs=[x], backend="reference", min_block_size=1, torch_executed_ops=named)
+    torchsmith.save(fast, tmp_path / "model.pt2")
+    torch.save((x, fast(x).detach()), tmp_path / "wanted.pt")
+    code = (
+        "import sys, torch, torchsmith\n"
+        "x, wanted = torch.load(sys.argv[2])\n"
+        "assert torch.equal(torchsmith.load(sys.argv[1])(x), wanted)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt2"), str(tmp_path / "wanted.pt")], check=True)
