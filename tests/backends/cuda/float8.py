@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Node, Value
+from torchsmith.ir.interpret import bind_symbols
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.attention import Attention
 from torchsmith.ops.linear import Linear
@@ -86,12 +87,13 @@ def rounded(graph: Graph, given: Sequence[Tensor]) -> Graph:
 def _largest(graph: Graph, given: Sequence[Tensor]) -> dict[Value, float]:
     """The largest magnitude of every floating value."""
     known: dict[Value, Tensor] = {**dict(zip(graph.inputs, given, strict=True)), **graph.constants}
+    env = bind_symbols(graph, given)
     for node in graph.nodes:
-        _run(node, known)
+        _run(node, known, env)
     return {v: max(float(t.float().abs().max()), 1e-6) for v, t in known.items() if t.is_floating_point()}
 
 
-def _run(node: Node, known: dict[Value, Tensor]) -> None:
-    op: Any = node.op
+def _run(node: Node, known: dict[Value, Tensor], env: dict[str, int]) -> None:
+    op: Any = node.op.bound(env)
     made = op.reference(*(known[v] for v in node.inputs))
     known.update(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from tests.backends.cuda.float8 import FLOAT8, GREATEST, narrow, rounded
 from tests.backends.cuda.interpreted.test_attention import Block
 from tests.backends.cuda.on_gpu.nets import Layer
 from tests.backends.cuda.simulated import graph_of, relative, stepped
+from torchsmith import Input
 from torchsmith.backends.cuda.kernels.attention import twin_float8
 from torchsmith.backends.cuda.steps import Launch, Step
 from torchsmith.backends.cuda.tactics.attention_float8 import AttentionFloat8Config, AttentionFloat8Template
@@ -105,10 +109,12 @@ def test_operands_that_are_not_all_float8_are_not_rounded() -> None:
 # ---- whole blocks ---------------------------------------------------------------------------------------------------------
 
 
-def compared(module: nn.Module, *given: Tensor, dtype: torch.dtype = torch.float16) -> tuple[list[str], list[Launch], float, float]:
-    """What ran, the launches, and the errors of the engine and of PyTorch against the graph in float64."""
+def compared(
+    module: nn.Module, *given: Tensor, dtype: torch.dtype = torch.float16, sizes: Sequence[Input] | None = None
+) -> tuple[list[str], list[Launch], float, float]:
+    """What ran, the launches, and the errors of the engine and of PyTorch against the graph in float64. sizes: dynamic ones."""
     torch.manual_seed(0)
-    graph = rounded(graph_of(module, given, dtype), given)
+    graph = rounded(graph_of(module, sizes or given, dtype), given)
     steps, found = stepped(graph, given)
     eager = interpret(graph, given)
     wide = interpret(widened(graph), [t.double() if t.is_floating_point() else t for t in given])
@@ -165,3 +171,12 @@ def test_layer(config: RowConfig | None, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_few_rows_are_normed_as_the_parts_of_their_product_are_added_up() -> None:
     names, _, error, eager = compared(Layer(256, 2), torch.randn(1, 8, 256))
     assert "norm" in names and error < 1.5 * eager + 2e-2
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_dynamic_sizes(rows: int) -> None:
+    sizes = [Input((Dim("n", max=8), Dim("l", min=2, max=64), 96))]
+    names, launches, error, eager = compared(Block(96, 3), torch.randn(rows, 13, 96), sizes=sizes)
+    assert names == ["pointwise", "gemm", "attention", "gemm"], names
+    assert [v.type.dtype for s in launches[:3] for v in s.writes] == [FLOAT8] * 3
+    assert error < 1.5 * eager + 2e-2
