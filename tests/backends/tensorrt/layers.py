@@ -135,6 +135,7 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "LESS": torch.lt,
 }
 LOGICAL = ("AND", "OR", "XOR")
+COMPARISONS = ("EQUAL", "GREATER", "LESS")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 NUMBERS = (torch.int32, torch.int64, *FLOATS)
 
@@ -145,8 +146,8 @@ def elementwise(raw: Any, a: Tensor, b: Tensor) -> Tensor:
     assert a.dim() == b.dim(), f"{name} of {tuple(a.shape)} and {tuple(b.shape)}: both are to have one rank"
     assert a.dtype == b.dtype, f"{name} of {a.dtype} and {b.dtype}"
     # as the operators' documentation lists them; powers of integers are newer than the first versions
-    listed = (torch.bool,) if name in LOGICAL else FLOATS if name == "POW" else NUMBERS
-    assert dtype_of(raw.get_input(0).dtype) in listed, f"{name} of {a.dtype}"
+    listed = {**dict.fromkeys(LOGICAL, (torch.bool,)), **dict.fromkeys(COMPARISONS, NUMBERS), "POW": FLOATS}
+    assert dtype_of(raw.get_input(0).dtype) in listed.get(name, (*NUMBERS, torch.int8)), f"{name} of {a.dtype}"
     return ELEMENTWISE[name](a, b)
 
 
