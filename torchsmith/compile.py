@@ -46,9 +46,9 @@ def compile(
     machine need not have; the result can then be saved and looked at, and runs where `torchsmith.load` finds such a GPU.
     options: see `torchsmith.config`; the usual ones are `enabled_precisions={torch.float32}` (dtypes that engines may compute
     in), `min_block_size=5`, `torch_executed_ops`, `require_full_compilation=False`, `backend=None`, `target=None`,
-    `performance_hint="latency"`, `num_threads=0`; for int8, `calibrator=None` (a DataLoader, inputs, or one of torchsmith.ptq)
-    and `skip_layers`; `accuracy_budget=None` (a relative error of the outputs, or an AccuracyBudget) lets each layer have the
-    fastest of the enabled precisions with which the whole keeps the budget on the calibrator's data.
+    `performance_hint="latency"`, `num_threads=0`; for int8 and fp8, `calibrator=None` (a DataLoader, inputs, or one of
+    torchsmith.ptq) and `skip_layers`; `accuracy_budget=None` (a relative error of the outputs, or an AccuracyBudget) lets each
+    layer have the fastest of the enabled precisions with which the whole keeps the budget on the calibrator's data.
 
     Returns a module with the original's call signature, inputs and outputs. A ScriptModule that keeps state or looks at values
     becomes a `HybridScript`, in which submodules are compiled and TorchScript runs what is around them.

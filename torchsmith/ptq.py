@@ -1,4 +1,5 @@
-"""Post-training quantization: calibrators for `torchsmith.compile(model, inputs, enabled_precisions={torch.int8}, calibrator=…)`.
+"""Post-training quantization: calibrators for `torchsmith.compile(model, inputs, enabled_precisions={torch.int8}, calibrator=…)`,
+and the same with torch.float8_e4m3fn.
 
 The names are those of torch_tensorrt.ptq.
 """

@@ -82,7 +82,7 @@ def dtypes(found: Quantized) -> set[torch.dtype]:
     """What the graph's values are quantized to, weights included."""
     graph = graph_of(found)
     return {node.op.dtype for node in graph.nodes if isinstance(node.op, Quantize)} | {
-        tensor.dtype for tensor in graph.constants.values() if tensor.element_size() == 1
+        tensor.dtype for tensor in graph.constants.values() if tensor.dtype in (torch.int8, FP8)
     }
 
 
@@ -312,3 +312,35 @@ def test_a_program_that_rounds_to_fp8_in_pytorch_is_saved_and_loaded(tmp_path: P
         "assert torch.equal(torchsmith.load(sys.argv[1])(x), wanted)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt2"), str(tmp_path / "wanted.pt")], check=True)
+
+
+@pytest.mark.slow
+def test_sentences_keep_their_meaning() -> None:
+    """MiniLM with its real weights, in fp8 as the interpreter computes it, against float64."""
+    from torchsmith.bench.accuracy import Texts, outputs
+
+    texts = Texts.of(32, 32)
+    fast = torchsmith.compile(
+        texts.model, inputs=texts.batches[0], backend="reference", calibrator=texts.calibration,
+        enabled_precisions={torch.float32, FP8},
+    )  # fmt: skip
+    given, wanted = outputs(fast, texts.batches), outputs(texts.model.double(), texts.batches)
+    assert float(torch.cosine_similarity(given.double(), wanted).min()) > 0.99
+    assert relative_error(given, wanted) < 0.1
+
+
+def test_bert_of_minilms_size() -> None:
+    """Two layers of it, with random weights: each rounds to a sixteenth at most, and layers' errors partly cancel."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=100, hidden_size=384, num_hidden_layers=2, num_attention_heads=12, intermediate_size=1536)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    model.config.return_dict = False
+    data = [torch.randint(0, 100, (2, 24)) for _ in range(3)]
+    road = Pipeline(model, data[0]).capture().lower()
+    found = quantize(road.lowered, Config.from_options(enabled_precisions={torch.float32, FP8}, calibrator=data).quantize)
+    assert dtypes(found) == {FP8}
+    (given,) = interpret(graph_of(found), [data[0]])
+    with torch.no_grad():
+        (wanted,) = model.double()(data[0])
+    assert 0.005 < relative_error(given, wanted) < 0.05
