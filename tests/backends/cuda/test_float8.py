@@ -35,7 +35,10 @@ from torchsmith.ir.widen import widened
 from torchsmith.ops.attention import Attention
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.layer_norm import LayerNorm
+from torchsmith.ops.permute import Permute
 from torchsmith.ops.quantize import dequantize
+from torchsmith.ops.reshape import Reshape
+from torchsmith.ops.slice import Slice
 from torchsmith.ops.unary import Unary
 from torchsmith.target import Target
 
@@ -257,3 +260,37 @@ def test_a_scale_that_others_see_stays() -> None:
     x = drawn(16, 64, scale=100).to(FLOAT8)
     for found, wanted in zip(interpret(fused, [x]), interpret(widened(graph), [x]), strict=True):
         assert (found.double() - wanted.double()).norm() / wanted.double().norm() < 5e-3
+
+
+def cut(rank4: bool, ends: tuple[int, ...], axis: int) -> Graph:
+    """Parts of relu(x), each quantized by a scale of its own. rank4: cut behind a reshape and a permutation."""
+    with Builder() as b:
+        y = Unary("relu")(b.input(TensorType((2, 6, 60), torch.float16)))
+        if rank4:
+            y = Permute((2, 0, 3, 1, 4))(Reshape((2, 6, 3, 4, 5))(y))
+        parts, start = [], 0
+        for scale, end in zip((0.5, 0.25, 2.0), ends, strict=True):
+            part = Slice(axis, start, end)(y)
+            part = Reshape(part.type.shape[1:])(part) if rank4 and end - start == 1 and axis == 0 else part
+            parts.append(narrow(b, part, scale))
+            start = end
+        return b.finish(parts)
+
+
+@pytest.mark.parametrize(
+    ("rank4", "ends", "axis", "whole"),
+    [
+        (True, (1, 2, 3), 0, True),
+        (False, (20, 30, 60), 2, True),
+        (False, (1, 4, 6), 1, True),
+        (True, (1, 3, 5), 4, True),
+        (False, (20, 30, 50), 2, False),  # some is left over
+    ],
+)
+def test_parts_with_scales_of_their_own_are_quantized_together(rank4: bool, ends: tuple[int, ...], axis: int, whole: bool) -> None:
+    graph = cut(rank4, ends, axis)
+    x = drawn(2, 6, 60, scale=3).half()
+    fused = fuse(graph)
+    for found, wanted in zip(interpret(fused, [x]), interpret(graph, [x]), strict=True):
+        assert torch.equal(found.float(), wanted.float())
+    assert (sum("Quantize" in str(node.op) for node in fused.nodes) == 1) is whole

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
+import torchsmith
 from tests.backends.cuda.float8 import FLOAT8, drawn, linear, narrow, pair, rounded
-from tests.backends.cuda.on_gpu.nets import HALF, Bert, Layer, Vit, needs_gpu
+from tests.backends.cuda.on_gpu.nets import HALF, Bert, Layer, Vit, error, images, made, needs_gpu, words
 from tests.backends.cuda.on_gpu.test_gpu_kernels import (
     Drawn,
     chosen_by,
@@ -41,6 +43,8 @@ from torchsmith.ops.binary import Binary
 from torchsmith.ops.layer_norm import LayerNorm
 from torchsmith.ops.quantize import dequantize
 from torchsmith.ops.unary import Unary
+from torchsmith.ptq import DataLoaderCalibrator
+from torchsmith.runtime.compiled import CompiledModule
 
 
 def older() -> bool:
@@ -181,6 +185,24 @@ def test_any_choice_of_tactics_is_right(kind: type[nn.Module], seed: int) -> Non
     for results in (run([t.cuda() for t in given]), run([t.cuda() for t in given])):
         found = relative([t.cpu() for t in results], wanted)
         assert found <= 1.5 * relative(eager, wanted) + 5e-2, (found, relative(eager, wanted), [str(c.tactic) for c in chosen])
+
+
+@pytest.mark.parametrize("tune", [False, True], ids=["guessed", "tuned"])
+@pytest.mark.parametrize("kind", [Vit, Bert], ids=["vit", "bert"])
+def test_calibrated(kind: type[nn.Module], tune: bool) -> None:
+    """As users ask for it."""
+    model = made(kind)
+    data = [(images(8, seed=s),) if kind is Vit else words(8, seed=s) for s in (1, 2, 3)]
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).double()(*(t.double() if t.is_floating_point() else t for t in data[0]))
+    fast = torchsmith.compile(
+        model, inputs=list(data[0]), enabled_precisions={HALF, FLOAT8}, calibrator=DataLoaderCalibrator(data[1:]), tune=tune
+    )
+    assert isinstance(fast, CompiledModule)
+    ran = [str(step.about.get("node", "")) for step in fast.engines[0].runner.plan.variants[0].steps]  # type: ignore[attr-defined]
+    assert any("Float8Linear" in node for node in ran) and any("Float8Attention" in node for node in ran), ran
+    assert error(fast(*data[0]), wanted) < 0.15
+    assert torch.equal(fast(*data[0]), fast(*data[0]))
 
 
 @pytest.mark.parametrize("tune", [False, True], ids=["guessed", "tuned"])
