@@ -49,6 +49,8 @@ def test_rows_times_weights_are_what_the_layer_gives(module: nn.Module, shape: t
     weight = parameters_of(program)[layer.weight.name]
     rows, weights = columns.inputs(x), columns.weights(weight)
     assert torch.equal(columns.back(weights, weight), weight)
+    some = torch.tensor([rows.shape[1] - 1, 0, 2])
+    assert torch.equal(columns.inputs(x, lambda count: some if count == rows.shape[1] else None), rows[:, some])
     given = rows @ weights.transpose(1, 2)  # (groups, rows, channels of one)
     given = given.permute(1, 0, 2).flatten(1) + (argument_of_bias(layer.node, program) if layer.node.args else 0)
     with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +43,28 @@ class Columns:
         stride, dilation = (_each(argument(node, name), len(kernel)) for name in ("stride", "dilation"))
         return Columns(kernel, stride, _padding(argument(node, "padding"), kernel, dilation), dilation, argument(node, "groups"), 0)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """x: what the layer takes. Gives (groups, rows, columns): a row for each number that each output channel has."""
+    def inputs(self, x: Tensor, choose: Callable[[int], Tensor | None] = lambda count: None) -> Tensor:
+        """x: what the layer takes. Gives (groups, rows, columns): a row for each number that each output channel has.
+
+        choose: of so many rows, which to give, as int64 on x's device; None for all, by batch and place. The others are not made.
+        """
         if not self.kernel:
-            return x.reshape(1, -1, x.shape[-1])
+            rows = x.reshape(1, -1, x.shape[-1])
+            chosen = choose(rows.shape[1])
+            return rows if chosen is None else rows[:, chosen]
         rank = len(self.kernel)
         x = x if x.dim() == rank + 2 else x[None]
         x = torch.nn.functional.pad(x, [size for pair in reversed(self.padding) for size in pair])
         for dim, (taps, step, gap) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
             x = x.unfold(2 + dim, (taps - 1) * gap + 1, step)[..., ::gap]
-        x = x.reshape(x.shape[0], self.groups, -1, *x.shape[2:])  # (batch, groups, channels, *places, *taps)
-        places = range(3, 3 + rank)
-        x = x.permute(1, 0, *places, 2, *range(3 + rank, 3 + 2 * rank))
-        return x.flatten(1, 1 + rank).flatten(2)
+        x = x.reshape(x.shape[0], self.groups, -1, *x.shape[2:])  # a view: (batch, groups, channels, *places, *taps)
+        places = (x.shape[0], *x.shape[3 : 3 + rank])
+        chosen = choose(math.prod(places))
+        if chosen is None:
+            return x.permute(1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank)).flatten(1, 1 + rank).flatten(2)
+        batch, *place = torch.unravel_index(chosen, places)
+        picked: tuple[Tensor | slice, ...] = (batch, slice(None), slice(None), *place)
+        return x[picked].transpose(0, 1).flatten(2)
 
     def weights(self, weight: Tensor) -> Tensor:
         """(groups, output channels of one, columns)."""

@@ -16,8 +16,7 @@ from torchsmith.quantize.rounding import nearest, rounded
 # Sums of so many columns are rounded by their moments; a Cholesky factor of more takes longer than what it is for.
 MOST_COLUMNS = 5120
 _BYTES = 1 << 30  # of moments that are kept at once
-_PATCH_BYTES = 1 << 27  # of a call's inputs as a matrix
-_LEAST_ROWS = 1024  # of a call that count; twice as many as there are columns, where that is more
+_LEAST_ROWS = 256  # of a call that count; twice as many as there are columns, where that is more
 
 Round = Callable[[Tensor], Tensor]
 
@@ -54,20 +53,21 @@ class Moments:
         key = self.key(layer)
         first = next(other for other in self.layers.values() if self.key(other) == key)
         if first is layer:
-            self._add(key, self._sampled(self.columns[node], env[layer.x]), self.grids[node])
+            self._add(key, self._sampled(layer, env[layer.x]), self.grids[node])
 
-    def _sampled(self, columns: Columns, x: Tensor) -> Tensor:
+    def _sampled(self, layer: Layer, x: Tensor) -> Tensor:
         """Some of the rows, evenly chosen at random."""
-        size = x[:1].numel() * x.element_size() * max(1, torch.Size(columns.kernel).numel())
-        rows = columns.inputs(x[: max(1, _PATCH_BYTES // max(size, 1))] if columns.kernel else x)
-        wanted = max(_LEAST_ROWS, 2 * rows.shape[2])
-        if rows.shape[1] <= wanted:
-            return rows.float()
-        return rows[:, torch.randperm(rows.shape[1], generator=self.generator)[:wanted].to(rows.device)].float()
+        wanted = max(_LEAST_ROWS, 2 * _columns(layer))
+
+        def choose(count: int) -> Tensor | None:
+            return None if count <= wanted else torch.randperm(count, generator=self.generator)[:wanted].to(x.device)
+
+        return self.columns[layer.node].inputs(x, choose).float()
 
     def _add(self, key: Any, rows: Tensor, grid: Round) -> None:
         given = grid(rows)
-        lost, first = (rows - given).sum(1, dtype=torch.float64), given.sum(1, dtype=torch.float64)
+        one = given.new_ones(rows.shape[1])  # a product with it is many times as fast as a sum along this dimension
+        lost, first = (one @ (rows - given)).double(), (one @ given).double()
         second = given.transpose(1, 2) @ given if rows.shape[2] <= MOST_COLUMNS else None
         before = self.sums.get(key)
         if before is None:
@@ -122,5 +122,11 @@ def _bytes(layer: Layer) -> int:
     columns = Columns.of(layer)
     if columns is None:
         return 0
-    shape = columns.weights(torch.empty(layer.weight.meta["val"].shape, device="meta")).shape
-    return 4 * shape[0] * shape[2] ** 2 if shape[2] <= MOST_COLUMNS else 0
+    count = _columns(layer)
+    return 4 * columns.groups * count**2 if count <= MOST_COLUMNS else 0
+
+
+def _columns(layer: Layer) -> int:
+    """Of the layer as a matrix product: how many numbers are summed up for each one that it gives."""
+    weight = layer.weight.meta["val"]
+    return int(weight.numel() // weight.shape[layer.axis])
