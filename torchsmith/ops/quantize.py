@@ -20,15 +20,15 @@ from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
+from torchsmith.ops.float8 import FP8, GREATEST, along, quantized
 from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter, late_converter
 from torchsmith.ops.unary import Unary
 
 aten = torch.ops.aten
 
-FP8 = torch.float8_e4m3fn
 # The dtypes of eight bits that values are quantized to, and their limits.
-LIMITS = {torch.int8: (-128, 127), torch.uint8: (0, 255), FP8: (-448, 448)}
+LIMITS = {torch.int8: (-128, 127), torch.uint8: (0, 255), FP8: (-GREATEST, GREATEST)}
 
 Scale = Value | float
 ZeroPoint = Value | int | None
@@ -64,13 +64,12 @@ class Quantize(Op):
         return x.with_dtype(self.dtype)
 
     def reference(self, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
-        inverse = _along(1.0 / scale, self.axis, x.dim())
-        scaled = x.to(torch.promote_types(x.dtype, torch.float32)) * inverse
-        if self.dtype == FP8:  # clamped first: PyTorch's casts saturate in some versions only
-            return torch.clamp(scaled, self.low, self.high).to(FP8)
-        rounded = torch.round(scaled)
+        if self.dtype == FP8:
+            return quantized(x, scale, self.axis)
+        inverse = along(1.0 / scale, self.axis, x.dim())
+        rounded = torch.round(x.to(torch.promote_types(x.dtype, torch.float32)) * inverse)
         if zero_point is not None:
-            rounded = rounded + _along(zero_point, self.axis, x.dim())
+            rounded = rounded + along(zero_point, self.axis, x.dim())
         return torch.nan_to_num(torch.clamp(rounded, self.low, self.high), nan=self.low).to(self.dtype)
 
 
@@ -98,13 +97,8 @@ class Dequantize(Op):
     def reference(self, q: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         numbers = q.to(torch.float32)
         if zero_point is not None:
-            numbers = numbers - _along(zero_point, self.axis, q.dim())
-        return (numbers * _along(scale, self.axis, q.dim())).to(self.dtype)
-
-
-def _along(numbers: Tensor, axis: int | None, rank: int) -> Tensor:
-    """Numbers per channel, shaped to be broadcast along dimension `axis`."""
-    return numbers if axis is None else numbers.reshape([-1 if dim == axis else 1 for dim in range(rank)])
+            numbers = numbers - along(zero_point, self.axis, q.dim())
+        return (numbers * along(scale, self.axis, q.dim())).to(self.dtype)
 
 
 def _check(x: TensorType, scale: TensorType, zero_point: TensorType | None, dtype: torch.dtype, axis: int | None) -> None:
@@ -180,22 +174,6 @@ def fake_quantize_per_channel(x: Value, scale: Value, zero_point: Value, axis: i
     return fake_quantize(x, scale, zero_point, axis, quant_min, quant_max)
 
 
-# Fake quantization to fp8, which ATen has not: fake_quantize_float8(x, scale, axis), the pair in x's dtype.
-_library: Any = torch.library.Library("torchsmith", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("fake_quantize_float8(Tensor x, Tensor scale, int? axis=None) -> Tensor")
-
-
-def fake_quantize_float8(x: Tensor, scale: Tensor, axis: int | None = None) -> Tensor:
-    """x rounded to the numbers that `scale` times float8_e4m3fn gives, in x's dtype; see `Quantize` for the types."""
-    axis = axis + x.dim() if axis is not None and axis < 0 else axis
-    q = Quantize(FP8, *LIMITS[FP8], axis).reference(x, scale)
-    return Dequantize(x.dtype, axis).reference(q, scale)
-
-
-_library.impl("fake_quantize_float8", fake_quantize_float8, "CompositeExplicitAutograd")
-_library.impl("fake_quantize_float8", lambda x, *_: torch.empty_like(x), "Meta")
-
-
 @converter(torch.ops.torchsmith.fake_quantize_float8.default)
 def fake_float8(x: Value, scale: Value | float, axis: int | None = None) -> Value:
     """x rounded to fp8 numbers, as a quantize/dequantize pair. Raises Unsupported."""
@@ -226,7 +204,7 @@ def _whole_float8(x: Value, scale: Scale, zero_point: ZeroPoint, axis: int | Non
     axis = _axis(x, axis)
     (scales,) = (current().constants[value] for value in _parameters(scale, zero_point, axis, FP8))
     x = cast(x, torch.promote_types(x.type.dtype, torch.float32))
-    inverse = _along(1.0 / scales, axis, x.type.rank).to(x.type.dtype)
+    inverse = along(1.0 / scales, axis, x.type.rank).to(x.type.dtype)
     if (tensor := current().constants.get(x)) is not None:
         whole = constant(torch.round(tensor * inverse), x.name)
     else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.errors import InvalidInput
-from torchsmith.ops import quantize  # noqa: F401 - registers fake_quantize_float8, which a program may run in PyTorch
+from torchsmith.ops import float8  # noqa: F401 - registers an op that a program may run in PyTorch
 from torchsmith.runtime.engines import engine_of
 from torchsmith.runtime.spec import EngineSpec
 
