@@ -235,6 +235,16 @@ def test_a_metric_may_be_an_error_and_is_weighted_by_rows(net: nn.Module) -> Non
     assert set(seen) == {6, 2} and fast.report["accuracy"]["spent"] <= 0.01
 
 
+def test_a_metric_may_write_to_the_outputs(net: nn.Module) -> None:
+    def masked(outputs: Tensor, batch: Any) -> float:
+        return float(outputs.mul_(0).sum())
+
+    fast = compiled(net, torchsmith.AccuracyBudget(masked, loss=0.1))
+    accuracy = torchsmith.explain(fast).accuracy
+    assert accuracy is not None and 0 < accuracy["error"] < 1 and accuracy["spent"] == 0
+    assert all(0 < alone["error"] < 1 for layer in accuracy["layers"] for alone in layer["alone"].values())
+
+
 def test_outputs_of_batches_that_were_cut_come_whole_to_the_metric(net: nn.Module) -> None:
     shapes = set()
 

@@ -196,7 +196,8 @@ def scored(
     budget: AccuracyBudget, spec: pytree.TreeSpec, calls: Sequence[Batch], outputs: Sequence[Sequence[Any]], of: str
 ) -> float:
     """The metric of a batch. outputs: of its calls, flat. of: whose they are. Raises InvalidOption where it gives no number."""
-    whole = [_joined(calls, list(parts)) for parts in zip(*outputs, strict=True)]
+    joined = (_joined(calls, list(parts)) for parts in zip(*outputs, strict=True))
+    whole = [value.clone() if isinstance(value, Tensor) else value for value in joined]  # metrics may write to what they get
     try:
         with torch.no_grad():
             value = budget.metric(pytree.tree_unflatten(whole, spec), calls[0].item)
