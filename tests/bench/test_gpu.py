@@ -98,6 +98,12 @@ def test_eight_bits_beside_half_precision(precision: str, capfd: pytest.CaptureF
     assert rounded["note"].endswith("calibrated with 4 items")
 
 
+def test_both_eight_bits_beside_half_precision() -> None:
+    options = GpuOptions(sides=("eager", "torchsmith", "torchsmith-int8"), precision="f8").with_eight_bits()
+    assert [options.precision_of(side) for side in options.sides] == ["f32", "f16", "int8", "f8"]
+    assert options.with_eight_bits() == options
+
+
 def test_int8_is_no_peer_of_our_own() -> None:
     row = Row("net", 1, "f16", "torchsmith", stream=Stats.of([2.0]))
     rows = (

@@ -1,7 +1,4 @@
-"""Float8 (e4m3fn) on a GPU: each kernel in each configuration, models in many tactics, and whole compiled ones.
-
-`tools/sanitize.py` runs this file under compute-sanitizer.
-"""
+"""Float8 (e4m3fn) on a GPU: each kernel in each configuration, models in many tactics, and whole compiled ones."""
 
 from __future__ import annotations
 
