@@ -14,6 +14,7 @@ from torch import nn
 from torchsmith.cli import models
 from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.package import load
+from torchsmith.quantize import precision
 from torchsmith.testing.compare import relative_error
 
 NETS = str(Path(__file__).parent / "nets.py")
@@ -248,3 +249,15 @@ def test_a_metric_may_come_from_a_function(cli: Any) -> None:
         cli("explain", f"{NETS}:conv", *data, "--accuracy-budget", f"{NETS}:NUMBER"),
         "no function 'NUMBER'; a budget with a metric is given as file.py:function",
     )
+
+
+def test_fp8_by_its_name(cli: Any, tmp_path: Path) -> None:
+    options = ("--precision", "f32,fp8", "--calibrator", f"{NETS}:pictures", "--min-block-size", "1", "--json")
+    precision._told.clear()
+    elsewhere = cli("explain", f"{NETS}:conv", *options)
+    assert "does not compute in torch.float8_e4m3fn natively" in elsewhere.stderr
+    shown = cli("explain", f"{NETS}:conv", "--backend", "reference", *options)
+    assert elsewhere.exit_code == shown.exit_code == 0, (elsewhere.stderr, shown.stderr)
+    found = [{layer["precision"] for layer in json.loads(result.stdout)["layers"]} for result in (elsewhere, shown)]
+    assert found == [{"float32"}, {"float32", "float8_e4m3fn"}]
+    refused(cli("explain", f"{NETS}:conv", "--precision", "f32,fp8"), "has torch.float8_e4m3fn, and neither is there a calibrator")

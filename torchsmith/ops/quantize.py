@@ -20,7 +20,8 @@ from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
-from torchsmith.ops.float8 import FP8, GREATEST, along, quantized
+from torchsmith.ops.float8 import FP8 as FP8
+from torchsmith.ops.float8 import GREATEST, along, quantized
 from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter, late_converter
 from torchsmith.ops.unary import Unary
