@@ -169,6 +169,7 @@ def test_where_engines_have_no_fp8_the_user_is_told_once(target: Target, abiliti
     if computes:
         assert not sentences
     else:
+        assert set(made[0].reasons.values()) == {f"{target} does not compute in torch.float8_e4m3fn"}
         (sentence,) = sentences
         assert "does not compute in torch.float8_e4m3fn natively" in sentence
         assert ("GPUs from sm_89 on do" in sentence) == (target.device == "cuda")

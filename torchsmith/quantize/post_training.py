@@ -22,6 +22,7 @@ from torchsmith.debug.progress import progress_of
 from torchsmith.errors import InvalidInput, InvalidOption
 from torchsmith.lower import Lowered
 from torchsmith.lower.editing import copied, settled
+from torchsmith.ops.quantize import FP8
 from torchsmith.quantize.abilities import ALL, Int8Abilities
 from torchsmith.quantize.batches import Batch, batches_of, told_of_constants
 from torchsmith.quantize.budget import Budget, budget_of
@@ -115,7 +116,9 @@ def quantize(
         raise InvalidOption("the model has fake-quantize ops, which say their ranges already; leave the calibrator out")
     formats = eight_bits(config.enabled_precisions, target, int8)
     if not formats:
-        return Quantized(program)
+        asked_for = place(program, config.skip_layers, formats=(FP8,))
+        why = dict.fromkeys((node.name for node in asked_for.dtypes()), f"{target} does not compute in {FP8}")
+        return Quantized(program, kept={**asked_for.kept, **why})
     program = copied(program)
     placement = place(program, config.skip_layers, gated=int8.gated, formats=formats)
     kept = {**placement.kept, **{name: f"it stays in PyTorch: {why}" for name, why in outside.items() if name in placement.kept}}
