@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
+from torchsmith.ir.interpret import interpret
 from torchsmith.testing.op_case import OpCase, rand, randint
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -45,4 +47,24 @@ def test_sizes_may_be_symbolic() -> None:
 
 def test_refusals() -> None:
     OpCase(lambda x: x.double(), rand(3)).refused("float64", on="openvino")
-    OpCase(lambda x: x.to(torch.float8_e4m3fn), rand(3)).refused("float8_e4m3fn")
+    OpCase(lambda x: x.to(torch.float8_e4m3fn), rand(3)).refused("float8_e4m3fn", on="openvino")
+
+
+def test_casts_to_fp8_and_back_are_pairs_of_scale_1() -> None:
+    scale = torch.tensor(2.0**-6)
+
+    def network(x: Tensor) -> Tensor:
+        return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x = rand(31, 7, low=-12.0, high=12.0).to(dtype)
+        case = OpCase(network, x)
+        names = [type(node.op).__name__ for node in case.graph().nodes]
+        assert names.index("Dequantize") == names.index("Quantize") + 1
+        assert torch.equal(interpret(case.graph(), [x])[0], network(x))
+
+
+def test_integers_are_no_fp8() -> None:
+    OpCase(lambda x: x.to(torch.float8_e4m3fn).to(torch.float32), rand(3).to(torch.int32)).refused("it takes floating numbers")
+    OpCase(lambda x: x.to(torch.float8_e4m3fn).to(torch.int32), rand(3)).refused("gives a wider floating dtype")
+    OpCase(lambda x: x.to(torch.float8_e5m2).to(torch.float32), rand(3)).refused("which the IR does not have")

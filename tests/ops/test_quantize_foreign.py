@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import torchsmith
+from torchsmith.errors import CaptureError
 from torchsmith.ir.interpret import interpret
 from torchsmith.testing.op_case import OpCase, rand
+from torchsmith.testing.pipeline import Pipeline
 
 FP8 = torch.float8_e4m3fn
 
@@ -125,3 +130,44 @@ def test_refusals() -> None:
     OpCase(lambda x: quantized(x, x.abs().amax(), 8, 4), rand(3)).refused("computed from the data; engines take constants")
     OpCase(lambda x: quantized(x, many, 8, 4), rand(3, 4)).refused(r"shape \(3, 4\); engines have one, or one a channel")
     OpCase(lambda x: torch.ops.torchao.quantize_affine_float8_non_decomposed(x, one, torch.float8_e5m2), rand(3)).refused("e5m2")
+
+
+@pytest.mark.parametrize(("amax", "why"), [(0.0, "positive"), (math.inf, "finite"), (math.nan, "finite")])
+def test_ranges_of_modelopt_that_are_no_use_are_told(amax: float, why: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("amax", torch.tensor(amax))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = torch.ops.tensorrt.quantize_op(x, self.amax, 8, 4)
+            return y
+
+    with pytest.raises(CaptureError, match=f"quantize_op.* and a scale is .*{why}"):
+        Pipeline(Net().eval(), rand(3)).capture()
+
+
+def test_a_model_of_modelopt_s_becomes_engines_of_fp8_or_of_floats() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 8)
+            self.register_buffer("amax", torch.tensor(4.0))
+            self.register_buffer("weight_amax", self.linear.weight.detach().abs().amax(1, keepdim=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.ops.tensorrt.quantize_op(x, self.amax, 8, 4)
+            weight = torch.ops.tensorrt.quantize_op(self.linear.weight, self.weight_amax, 8, 4)
+            return torch.nn.functional.linear(x, weight, self.linear.bias)
+
+    model, x = Net().eval(), rand(5, 16)
+    weight = quantize_op(model.linear.weight, model.get_buffer("weight_amax"), 8, 4)
+    wanted = {
+        "reference": model(x),
+        "openvino": torch.nn.functional.linear(x, weight, model.linear.bias),
+    }
+    for backend, result in wanted.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # OpenVINO has no fp8, and says so once
+            fast = torchsmith.compile(model, inputs=[x], backend=backend, min_block_size=1, require_full_compilation=True)
+        torch.testing.assert_close(fast(x), result, rtol=1e-3, atol=1e-3)
