@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram
 from torchsmith import debug
 from torchsmith.backends import Backend
 from torchsmith.config import Config
-from torchsmith.convert import convert
+from torchsmith.convert import convert, typical_of
 from torchsmith.errors import BuildError, Unsupported
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.types import TensorType
@@ -49,7 +50,7 @@ def build(
 ) -> Built:
     """Convert, quantize and build every segment. Raises BuildError where the backend fails on a graph it had accepted."""
     precision = choose_precision(config.quantize.enabled_precisions, target)
-    engines = []
+    typical, engines = typical_of(partitioned.program), []
     for number, segment in enumerate(partitioned.segments):
         progress(f"build, engine {number + 1} of {len(partitioned.segments)}, {len(segment.nodes)} ops")
         started = time.perf_counter()
@@ -57,6 +58,7 @@ def build(
         debug.graph(f"convert-{number}", graph)
         graph = reduce_precision(graph, precision)
         debug.graph(f"quantize-{number}", graph)
+        graph = dataclasses.replace(graph, typical=typical)
         try:
             engine = backend.build(graph, target, config.build)
         except Unsupported as refusal:

@@ -46,6 +46,20 @@ def ranges_of(program: ExportedProgram) -> Ranges:
     return found
 
 
+def typical_of(program: ExportedProgram) -> dict[str, int]:
+    """For every symbol that stands alone in an input's shape, the size that was traced: the user's opt_shape, where that is over 1.
+
+    Sizes 0 and 1 are never traced, as export takes them for fixed.
+    """
+    found: dict[str, int] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        for size in value.shape if isinstance(value, Tensor) else ():
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol and size.node.has_hint():
+                found[str(size.node.expr)] = int(size.node.hint)
+    return found
+
+
 def types_of(node: fx.Node) -> tuple[TensorType, ...]:
     """The types of what a node gives. Raises Unsupported for what is no tensor."""
     value = node.meta.get("val")

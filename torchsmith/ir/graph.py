@@ -45,7 +45,8 @@ class Graph:
     """A program over tensors.
 
     inputs: the caller's, in order. constants: tensors known at compile time. ranges: for each symbol of the input shapes
-    the least and the greatest size (None: no upper limit). outputs may repeat, and may be inputs or constants.
+    the least and the greatest size (None: no upper limit). outputs may repeat, and may be inputs or constants. typical: for
+    symbols the size to be fastest at, where that is known; passes leave it out.
     """
 
     inputs: tuple[Value, ...]
@@ -53,6 +54,7 @@ class Graph:
     outputs: tuple[Value, ...]
     constants: Mapping[Value, Tensor] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    typical: Mapping[str, int] = field(default_factory=dict)
 
     def users(self) -> dict[Value, list[Node]]:
         """Every value's consumers, in order."""

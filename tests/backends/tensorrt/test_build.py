@@ -91,6 +91,24 @@ def test_a_profile_has_the_ends_and_the_middle() -> None:
     assert build.profile_of(copy(4, 3)) is None
 
 
+def test_a_profile_has_the_typical_sizes() -> None:
+    for typical, wanted in ((3, 3), (1, 2), (99, 32)):
+        profile = build.profile_of(dataclasses.replace(copy("n", 3, high=32), typical={"n": typical}))
+        assert [tuple(shape) for shape in profile.get_shape("input0")] == [(2, 3), (wanted, 3), (32, 3)]
+
+
+def test_opt_shape_is_what_engines_are_tuned_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, whole = list[Any](), build.profile_of
+    monkeypatch.setattr(build, "profile_of", lambda graph: found.append(whole(graph)) or found[-1])
+    shapes = []
+    sizes = {"min_shape": (1, 3), "opt_shape": (5, 3), "max_shape": (16, 3)}
+    for given in (sizes, {name: shape for name, shape in sizes.items() if name != "opt_shape"}):
+        options: dict[str, Any] = {"backend": "tensorrt", "target": "sm_89", "min_block_size": 1}
+        torchsmith.compile(nn.Linear(3, 2).eval(), inputs=[torchsmith.Input(**given)], **options)
+        shapes.append([tuple(shape) for shape in found[-1].get_shape("input0")])
+    assert shapes == [[(1, 3), (5, 3), (16, 3)], [(1, 3), (16, 3), (16, 3)]]
+
+
 def test_a_size_without_a_limit() -> None:
     with pytest.raises(BuildError, match=r"the most that the dynamic size n can be; give it, as in torchsmith\.Input"):
         built(copy("n", high=None))

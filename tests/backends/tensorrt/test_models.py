@@ -121,8 +121,10 @@ def test_every_model_of_the_road_is_here() -> None:
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 @pytest.mark.parametrize("name", ["mobilenetv3_large_100", "vit_tiny_patch16_224", "inception_v3"])
 def test_other_precisions(name: str, dtype: torch.dtype, graphs: list[Graph]) -> None:
+    """For every batch, too."""
     model, args, _ = MODELS[name]()
-    engine = engine_of(model, inputs=args, enabled_precisions={dtype})
+    images = torchsmith.Input((Dim("batch", min=1, max=4), *args[0].shape[1:]))
+    engine = engine_of(model, inputs=[images], enabled_precisions={dtype})
     assert products(engine) == {{BF16: "bf16", F32: "float"}[dtype]}
     (graph,) = graphs
     wanted = outputs_of(model, args)

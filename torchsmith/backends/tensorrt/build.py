@@ -41,7 +41,7 @@ def build_engine(graph: Graph, target: Target, config: BuildConfig) -> bytes:
 
 
 def profile_of(graph: Graph) -> Any:
-    """The sizes that the engine is for, and those it is tuned at: in the middle. None where nothing is dynamic.
+    """The sizes that the engine is for, and those it is tuned at: the typical ones, or in the middle. None without dynamic ones.
 
     Raises BuildError for a size without an upper limit, which TensorRT needs.
     """
@@ -55,7 +55,7 @@ def profile_of(graph: Graph) -> Any:
             )
     lows = {s: max(1, low) for s, (low, _) in graph.ranges.items()}
     highs = {s: max(lows[s], high or 0) for s, (_, high) in graph.ranges.items()}
-    middles = {s: round((lows[s] * highs[s]) ** 0.5) for s in lows}
+    middles = {s: min(max(graph.typical.get(s, round((lows[s] * highs[s]) ** 0.5)), lows[s]), highs[s]) for s in lows}
     profile = builder().create_optimization_profile()
     for name, value in zip(edge_names(graph)[0], graph.inputs, strict=True):
         if not all(isinstance(size, int) for size in value.type.shape):
