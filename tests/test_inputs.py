@@ -96,6 +96,11 @@ def test_a_mistake_gets_a_sentence(make: Any, why: str) -> None:
         make()
 
 
+def test_fp8_is_inside_of_engines_only() -> None:
+    with pytest.raises(InvalidInput, match="engines compute in fp8 inside, and take floats of more bits"):
+        Input((1, 3), dtype=torch.float8_e4m3fn)
+
+
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(InvalidOption, match="no element type"):
         Input((1, 3), dtype="float9")

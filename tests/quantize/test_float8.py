@@ -25,11 +25,13 @@ from torchsmith.ptq import CacheCalibrator, DataLoaderCalibrator
 from torchsmith.quantize import precision
 from torchsmith.quantize.abilities import ALL, Int8Abilities
 from torchsmith.quantize.post_training import Quantized, quantize
+from torchsmith.quantize.simulate import attention_of_fp8
 from torchsmith.quantize.statistics import Statistics
 from torchsmith.quantize.thresholds import CalibrationAlgo, threshold
 from torchsmith.quantize.without_float8 import has_float8, without_float8
 from torchsmith.target import Target, this_cpu
 from torchsmith.testing.compare import relative_error
+from torchsmith.testing.op_case import OpCase
 from torchsmith.testing.pipeline import Pipeline
 
 FP8 = torch.float8_e4m3fn
@@ -345,3 +347,19 @@ def test_bert_of_minilms_size() -> None:
     with torch.no_grad():
         (wanted,) = model.double()(data[0])
     assert 0.005 < relative_error(given, wanted) < 0.05
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}, {"enable_gqa": True}], ids=str)
+def test_attention_is_simulated_as_graphs_have_it(options: dict[str, Any]) -> None:
+    heads = 2 if "enable_gqa" in options else 4
+    given = torch.randn(2, 4, 5, 8), torch.randn(2, heads, 7, 8), torch.randn(2, heads, 7, 8)
+    step = torch.tensor(2.0**-6)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(fake(q, step), fake(k, step), fake(v, step), **options)
+
+    graph = OpCase(attend, *given).graph()
+    assert any(isinstance(node.op, Attention) and node.op.probabilities == FP8 for node in graph.nodes)
+    simulated = attention_of_fp8(*(fake(x, step) for x in given), **options)
+    torch.testing.assert_close(simulated, interpret(graph, given)[0])
+    assert not torch.equal(simulated, attend(*given))
