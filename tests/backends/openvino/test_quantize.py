@@ -144,10 +144,14 @@ def test_a_graph_with_int8_and_bfloat16_is_written_in_float32() -> None:
 
 
 @needs_int8
-def test_a_transposed_convolution_is_right() -> None:
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2, (3, 1)], ids=str)
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_a_transposed_convolution_is_right(stride: Any, dilation: Any, kernel: int) -> None:
     class Up(Pairs):
         def forward(self, x: Tensor) -> Tensor:
-            return F.conv_transpose2d(self.q(x), self.layer("a", 16, 8, 2, 2, axis=1), stride=2)
+            weight = self.layer("a", 16, 8, kernel, kernel, axis=1)
+            return F.conv_transpose2d(self.q(x), weight, stride=stride, padding=1, dilation=dilation)
 
     x = rand(2, 16, 9, 9)
     graph = graph_of(Up(0, 255), x)
