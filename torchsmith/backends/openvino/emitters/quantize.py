@@ -56,7 +56,7 @@ def _stays_float(e: Emission, weight: Value, axis: int | None) -> bool:
 
 
 def _is_spread_and_dilated(op: Op) -> bool:
-    """Whether it is a transposed convolution with a stride and a dilation, of which the int8 kernel is wrong by a tenth and more."""
+    """Whether it is a transposed convolution with a stride and a dilation, whose int8 kernel is wrong by a tenth and more."""
     return isinstance(op, ConvolutionTransposed) and max(op.stride) > 1 and max(op.dilation) > 1
 
 
