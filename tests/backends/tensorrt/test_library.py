@@ -21,9 +21,15 @@ from typer.testing import CliRunner
 import torchsmith
 from torchsmith import backends
 from torchsmith.backends.tensorrt import library
+from torchsmith.backends.tensorrt.backend import BACKEND
 from torchsmith.cli import app
+from torchsmith.config import BuildConfig
 from torchsmith.errors import BackendUnavailable
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.types import TensorType
+from torchsmith.ops.softmax import Softmax
 from torchsmith.runtime.compiled import CompiledModule
+from torchsmith.target import Target
 
 with_tensorrt = pytest.mark.skipif(library.installed() is None, reason=library.MISSING)
 find: Any = library.trt.__wrapped__  # what is found once stays, but for here
@@ -112,9 +118,9 @@ def test_a_machine_on_which_no_builder_is_made(monkeypatch: pytest.MonkeyPatch) 
     problems = ["CUDA initialization failure\n  with error: 35"]
     monkeypatch.setattr(library, "trt", lambda: made)
     monkeypatch.setattr(library, "log", lambda: SimpleNamespace(problems=lambda: problems))
-    build: Any = library.builder.__wrapped__
+    monkeypatch.setattr(library, "_OWN", threading.local())
     with pytest.raises(BackendUnavailable) as refusal:
-        build()
+        library.builder()
     assert str(refusal.value) == (
         "TensorRT 10.9.0 cannot build engines on this machine: CUDA initialization failure with error: 35"
     )
@@ -164,3 +170,22 @@ def test_problems_are_those_of_the_thread() -> None:
     library.log().log(problem, "over\n  two lines")
     assert library.said() == "over two lines"
     library.log().forget()
+
+
+@with_tensorrt
+def test_every_thread_has_a_builder_of_its_own() -> None:
+    """TensorRT's builders are for one thread at a time, and engines may be built in several."""
+    with Builder({}) as b:
+        graph = b.finish([Softmax(1)(b.input(TensorType((3, 5), torch.float16)))])
+    builders, engines = [library.builder()], list[bytes]()
+
+    def build() -> None:
+        builders.append(library.builder())
+        engines.append(BACKEND.build(graph, Target("cuda", "sm_89"), BuildConfig()))
+
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(engines) == 3 and len({id(builder) for builder in builders}) == 4 and library.builder() is builders[0]

@@ -18,6 +18,7 @@ MISSING = (
     "or 'torchsmith[tensorrt-rtx]' for the GPUs that TensorRT-RTX supports"
 )
 _LOG = logging.getLogger("torchsmith.tensorrt")
+_OWN = threading.local()
 
 
 def installed() -> str | None:
@@ -91,13 +92,17 @@ def log() -> Any:
     return Log()
 
 
-@functools.cache
 def builder() -> Any:
-    """A builder, which makes networks. Raises BackendUnavailable where TensorRT cannot make one: it may need a GPU for it."""
-    made = trt().Builder(log())
-    if made is None:
-        raise BackendUnavailable(f"{title()} cannot build engines on this machine: {said()}")
-    return made
+    """This thread's builder, which makes networks: TensorRT's are for one thread at a time.
+
+    Raises BackendUnavailable where TensorRT cannot make one: it may need a GPU for it.
+    """
+    if not hasattr(_OWN, "builder"):
+        made = trt().Builder(log())
+        if made is None:
+            raise BackendUnavailable(f"{title()} cannot build engines on this machine: {said()}")
+        _OWN.builder = made
+    return _OWN.builder
 
 
 def said() -> str:
