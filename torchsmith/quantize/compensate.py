@@ -18,16 +18,18 @@ from torchsmith.quantize.formats import FORMATS
 from torchsmith.quantize.insert import quantized_layers, rounded_weight, shares_of, weight_steps
 from torchsmith.quantize.moments import Moments, in_parts
 from torchsmith.quantize.observe import Errors, Observed
-from torchsmith.quantize.placement import Placement
+from torchsmith.quantize.placement import Placement, apart
 
 
 def compensated(program: ExportedProgram, placement: Placement, found: Calibration, batches: Sequence[Batch]) -> Calibration:
     """The calibration with `roundings` and `corrections` of int8 layers, from running the program over these batches.
 
     fp8 layers get none: their errors are largest in the few tokens with large numbers, which what is learnt from all tokens makes
-    up for in the wrong ones. MiniLM's embeddings lose more with either than with neither.
+    up for in the wrong ones. MiniLM's embeddings lose more with either than with neither, and rounding by moments takes a small
+    ViT's error from 5.0 % to 4.4 % only.
     """
-    placement = replace(placement, layers=tuple(layer for layer in placement.layers if layer.dtype == torch.int8))
+    layers = tuple(layer for layer in placement.layers if layer.dtype == torch.int8)
+    placement = replace(apart(placement, found.ranges), layers=layers)
     if not placement.layers:
         return found
     arguments = quantized_layers(program, placement, found)
