@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from torchsmith.config import Config
 from torchsmith.errors import InvalidInput, InvalidOption
+from torchsmith.ptq import DataLoaderCalibrator
 from torchsmith.quantize.placement import place
 from torchsmith.quantize.post_training import Quantized, quantize
 from torchsmith.testing.compare import relative_error
@@ -278,3 +280,39 @@ def test_inputs_that_the_model_itself_does_not_take_are_told_by_batch_and_op() -
     with pytest.raises(InvalidInput, match=r"calibration batch 1 fails in words/embedding \(.*\): index out of range") as caught:
         quantized(Embedded(), [good, good + 10], good)
     assert "While executing" not in str(caught.value)
+
+
+class Loud(nn.Module):
+    """What is concatenated with numbers `gain` times as large is also convolved, pooled or not."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 4, 1)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(self.first(x))
+        z = self.second(y)
+        return self.third(torch.cat([y, z * self.gain], 1)), z
+
+
+@pytest.mark.parametrize("gain", [1.0, 300.0])
+def test_what_is_concatenated_with_larger_numbers_has_its_own_scale_elsewhere(gain: float) -> None:
+    model, data = Loud(gain).eval(), batches(4, (4, 6, 8, 8))
+    found = quantized(model, data, data[0])
+    assert found.calibration is not None
+    assert ("relu alone" in found.calibration.ranges) == (gain > 1)
+    with torch.no_grad():
+        for given, wanted in zip(found.program.module()(data[0]), model(data[0]), strict=True):
+            assert relative_error(given, wanted) < 0.03
+
+
+def test_budgets_know_of_both_scales(tmp_path: Path) -> None:
+    model, data, file = Loud(300.0).eval(), batches(4, (4, 6, 8, 8)), tmp_path / "calibration.json"
+    calibrator = DataLoaderCalibrator(data, cache_file=file, use_cache=True)
+    found = [quantized(model, calibrator, data[0], accuracy_budget=0.5) for _ in range(2)]
+    assert found[0].calibration == found[1].calibration and found[0].budgeted is not None
+    with torch.no_grad():
+        (given, wanted) = (program.module()(data[0]) for program in (found[1].program, found[0].program))
+    torch.testing.assert_close(given, wanted, rtol=0, atol=0)
+    assert found[0].budgeted.assignment.simulated.error < 0.03

@@ -22,7 +22,7 @@ from torchsmith.quantize.budget import AccuracyBudget, Budget, Loss, Sample, Tal
 from torchsmith.quantize.calibration import Calibration
 from torchsmith.quantize.formats import FORMATS
 from torchsmith.quantize.insert import correct_biases, insert, with_ranges
-from torchsmith.quantize.placement import Placement, among, place, worthwhile
+from torchsmith.quantize.placement import Placement, among, apart, place, worthwhile
 from torchsmith.quantize.sensitivity import sensitivities
 from torchsmith.quantize.simulate import Rounding, Simulation, eight_bit_rounding, joint_rounding, kinds_of
 from torchsmith.target import Target
@@ -208,7 +208,7 @@ class Budgeted:
             assert self.model.calibration is not None
             layers = [layer for layer in whole.layers if precisions.get(layer.node.name) == layer.dtype]
             attentions = [node for node in whole.attentions if precisions.get(node.name) in FORMATS]
-            placement = among(program, layers, self.model.skip_layers, attentions)
+            placement = apart(among(program, layers, self.model.skip_layers, attentions), self.model.calibration.ranges)
             calibration = with_ranges(placement, self.model.calibration)
             correct_biases(program, placement, calibration)
             insert(program, placement, calibration)
@@ -278,7 +278,7 @@ class Budgeted:
             assert model.calibration is not None
             layers = [layer for layer in model.placement.layers if precisions.get(layer.node) == layer.dtype]
             attentions = [node for node in model.placement.attentions if precisions.get(node) in FORMATS]
-            placement = among(model.program, layers, model.skip_layers, attentions)
+            placement = apart(among(model.program, layers, model.skip_layers, attentions), model.calibration.ranges)
             eight = eight_bit_rounding(model.program, placement, with_ranges(placement, model.calibration))
         floats = {node: dtype for node, dtype in precisions.items() if dtype not in FORMATS}
         return joint_rounding(model.program, eight, floats, ladder.family.floats[0], self.kinds)

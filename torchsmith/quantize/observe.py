@@ -65,6 +65,7 @@ class Ranges:
         for point in placement.points:
             self.points.setdefault(point.node, []).append(point)
         self.statistics = [Statistics() for _ in range(len({p.group for p in placement.points}))]
+        self.own: dict[str, Statistics] = {}  # of points, by their names
         self.batch = 0
 
     def look(self, node: fx.Node, value: Any, env: Mapping[fx.Node, Any]) -> None:
@@ -81,6 +82,7 @@ class Ranges:
                 "see whether the model computes it in PyTorch too, and leave such inputs out"
             )
         self.statistics[point.group] = self.statistics[point.group].merged(seen)
+        self.own[point.name] = self.own.get(point.name, Statistics()).merged(seen)
 
 
 class Errors:

@@ -168,6 +168,33 @@ def among(
     return _placement(program, layers, attentions, _weights(program), skipped_nodes(program, skip_layers))
 
 
+def apart(placement: Placement, names: Collection[str]) -> Placement:
+    """The placement where values have a point of their own for the users that do not concatenate them, where there is a range by
+    `name_apart` among the names.
+    """
+    points: list[Point] = []
+    for point in placement.points:
+        joined = tuple(user for user in point.users if _is_joined(user))
+        name = name_apart(point.name)
+        others = tuple(user for user in point.users if user not in joined)
+        if name not in names or not others:
+            points.append(point)
+        else:
+            points += [replace(point, users=joined)] if joined else []
+            points.append(replace(point, name=name, users=others))
+    return replace(placement, points=tuple(points))
+
+
+def name_apart(name: str) -> str:
+    """What the range of a value is called that holds where it is not concatenated. name: of its point."""
+    return f"{name} alone"
+
+
+def _is_joined(user: fx.Node) -> bool:
+    """Whether a user of a quantized value concatenates it, or moves it to where that is done."""
+    return user.target in _CONCATENATIONS or (_commutes(user) and any(_is_joined(next_) for next_ in user.users))
+
+
 def worthwhile(program: ExportedProgram, layers: Collection[Layer]) -> tuple[Layer, ...]:
     """The layers without the depthwise convolutions that have no int8 layer before them among these."""
     weights = _weights(program)

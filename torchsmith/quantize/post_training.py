@@ -35,12 +35,14 @@ from torchsmith.quantize.fitting import fitting
 from torchsmith.quantize.formats import FORMATS
 from torchsmith.quantize.insert import correct_biases, insert
 from torchsmith.quantize.observe import Observed, Ranges
-from torchsmith.quantize.placement import Placement, place
+from torchsmith.quantize.placement import Placement, apart, name_apart, place
 from torchsmith.quantize.precision import eight_bits, floats_of, tell_of_fp8
 from torchsmith.quantize.thresholds import CalibrationAlgo, threshold
 from torchsmith.quantize.without_float8 import has_float8, without_float8
 from torchsmith.target import Target, this_cpu
 
+# What is concatenated with numbers this many times as large gets a scale of its own where it is not: two bits would be lost.
+_APART = 4
 _MARKS = ("fake_quantize", "quantize_per", "dequantize_per", "quantize_op", "quantize_affine", "dequantize_affine")
 
 
@@ -124,6 +126,7 @@ def quantize(
     kept = {**placement.kept, **{name: f"it stays in PyTorch: {why}" for name, why in outside.items() if name in placement.kept}}
     _check_worth(placement, kept)
     calibration = int8.ranges(calibrate(program, placement, calibrator_of(config.calibrator)))
+    placement = apart(placement, calibration.ranges)
     correct_biases(program, placement, calibration)
     insert(program, placement, calibration)
     program.graph.lint()
@@ -256,11 +259,15 @@ def _measured(program: ExportedProgram, placement: Placement, calibrator: DataLo
 
 
 def _ranges(placement: Placement, ranges: Ranges, algo: CalibrationAlgo) -> dict[str, Range]:
-    dtypes = {point.group: point.dtype for point in placement.points}
+    dtypes, members = {point.group: point.dtype for point in placement.points}, Counter(point.group for point in placement.points)
     thresholds = [threshold(statistics, algo, dtypes[group]) for group, statistics in enumerate(ranges.statistics)]
     found = {}
     for point in placement.points:
         seen = ranges.statistics[point.group]
         least, greatest = (seen.least, seen.greatest) if seen.counts is not None else (0.0, 0.0)
         found[point.name] = Range(least, greatest, thresholds[point.group])
+        if members[point.group] > 1 and (own := ranges.own[point.name]).counts is not None:
+            alone = threshold(own, algo, point.dtype)
+            if 0 < _APART * alone < thresholds[point.group]:
+                found[name_apart(point.name)] = Range(own.least, own.greatest, alone)
     return found

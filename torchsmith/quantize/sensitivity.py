@@ -18,7 +18,7 @@ from torchsmith.quantize.budget import Budget, Loss, Sample, Tally
 from torchsmith.quantize.calibration import Calibration
 from torchsmith.quantize.cost import Work, time_of
 from torchsmith.quantize.insert import with_ranges
-from torchsmith.quantize.placement import Layer, Placement, among, name_of, weighted
+from torchsmith.quantize.placement import Layer, Placement, among, apart, name_of, weighted
 from torchsmith.quantize.simulate import Kind, Rounding, Simulation, eight_bit_rounding, float_rounding
 from torchsmith.target import Target
 
@@ -83,7 +83,8 @@ def _alone(
     program: ExportedProgram, node: fx.Node, placement: Placement, calibration: Calibration, skip_layers: Collection[str]
 ) -> Rounding:
     layers = [layer for layer in placement.layers if layer.node is node]
-    alone = among(program, layers, skip_layers, [attention for attention in placement.attentions if attention is node])
+    attentions = [attention for attention in placement.attentions if attention is node]
+    alone = apart(among(program, layers, skip_layers, attentions), calibration.ranges)
     return eight_bit_rounding(program, alone, with_ranges(alone, calibration))
 
 
