@@ -32,8 +32,10 @@ def pair(builder: Builder, x: Value, scale: Tensor | float, axis: int | None = N
     return dequantize(narrow(builder, x, scale, axis), given, None, axis, x.type.dtype)
 
 
-def weight(builder: Builder, w: Tensor) -> Value:
-    """A layer's weight (N, K), rounded to float8 for each output channel."""
+def weight(builder: Builder, w: Tensor, channels: bool = True) -> Value:
+    """A layer's weight (N, K), rounded to float8 by a scale for each output channel, or by one."""
+    if not channels:
+        return pair(builder, builder.constant(w), float(w.float().abs().max()) / GREATEST)
     scales = w.float().abs().amax(1).clamp_min(1e-8) / GREATEST
     return pair(builder, builder.constant(w), scales, 0)
 
@@ -58,7 +60,7 @@ def inputs(*types: TensorType) -> tuple[Builder, list[Value]]:
     return builder, [builder.input(t) for t in types]
 
 
-def rounded(graph: Graph, given: Sequence[Tensor]) -> Graph:
+def rounded(graph: Graph, given: Sequence[Tensor], channels: bool = True) -> Graph:
     """The graph with float8 pairs around the operands of linear layers and attention, by the largest numbers that they get."""
     largest = _largest(graph, given)
     with Builder(graph.ranges) as builder:
@@ -75,7 +77,7 @@ def rounded(graph: Graph, given: Sequence[Tensor]) -> Graph:
             operands, op = [now[v] for v in node.inputs], node.op
             if isinstance(op, Linear) and node.inputs[1] in graph.constants:
                 operands[0] = rounded_value(node.inputs[0])
-                operands[1] = weight(builder, graph.constants[node.inputs[1]])
+                operands[1] = weight(builder, graph.constants[node.inputs[1]], channels)
             elif isinstance(op, Attention):
                 operands[:3] = map(rounded_value, node.inputs[:3])
                 op = Attention(op.scale, op.causal, FLOAT8)

@@ -110,11 +110,18 @@ def test_operands_that_are_not_all_float8_are_not_rounded() -> None:
 
 
 def compared(
-    module: nn.Module, *given: Tensor, dtype: torch.dtype = torch.float16, sizes: Sequence[Input] | None = None
+    module: nn.Module,
+    *given: Tensor,
+    dtype: torch.dtype = torch.float16,
+    sizes: Sequence[Input] | None = None,
+    channels: bool = True,
 ) -> tuple[list[str], list[Launch], float, float]:
-    """What ran, the launches, and the errors of the engine and of PyTorch against the graph in float64. sizes: dynamic ones."""
+    """What ran, the launches, and the errors of the engine and of PyTorch against the graph in float64.
+
+    sizes: dynamic ones. channels: whether weights have a scale for each.
+    """
     torch.manual_seed(0)
-    graph = rounded(graph_of(module, sizes or given, dtype), given)
+    graph = rounded(graph_of(module, sizes or given, dtype), given, channels)
     steps, found = stepped(graph, given)
     eager = interpret(graph, given)
     wide = interpret(widened(graph), [t.double() if t.is_floating_point() else t for t in given])
@@ -147,10 +154,11 @@ class Separate(nn.Module):
         return normed
 
 
-def test_layers_of_their_own_are_one_product() -> None:
+@pytest.mark.parametrize("channels", [True, False], ids=["scales of channels", "one scale"])
+def test_layers_of_their_own_are_one_product(channels: bool) -> None:
     mask = torch.ones(2, 1, 1, 13, dtype=torch.bool)
     mask[1, ..., 7:] = False
-    names, _, error, eager = compared(Separate(96, 3), torch.randn(2, 13, 96), mask)
+    names, _, error, eager = compared(Separate(96, 3), torch.randn(2, 13, 96), mask, channels=channels)
     assert names[:4] == ["pointwise", "pointwise", "gemm", "attention"] and names.count("gemm") == 2, names  # a cast of the input
     assert error < 1.5 * eager + 2e-2
 

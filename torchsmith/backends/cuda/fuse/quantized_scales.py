@@ -34,6 +34,7 @@ class Line:
 
 
 def one_scale(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """What is rounded to a wider float in between is not: registers hold float32."""
     op = node.op
     scale = seen.constant(node.inputs[1]) if isinstance(op, Quantize) and op.dtype == FLOAT8 and op.axis is None else None
     if scale is None:
@@ -56,8 +57,9 @@ def _line(value: Value, seen: Seen) -> Line:
     """Back from a value to what constants are multiplied with and added to."""
     factor, added, steps = torch.ones((), dtype=torch.float64), None, 0
     while (node := seen.producer(value)) is not None and seen.uses(value) == 1:
-        name, given = str(node.op), seen.constant(node.inputs[-1])
-        x = node.inputs[0]
+        if not node.inputs:
+            break
+        name, given, x = str(node.op), seen.constant(node.inputs[-1]), node.inputs[0]
         keeps = x.type.rank == value.type.rank and all(map(same, x.type.shape, value.type.shape))
         if isinstance(node.op, Cast) and x.type.dtype in (torch.float32, torch.float16, torch.bfloat16):
             value = x

@@ -14,6 +14,7 @@ from torchsmith.backends.cuda.fuse.quantized_parts import quantizes_whole
 from torchsmith.backends.cuda.layout import VIEWS, contiguous, reshaped_strides
 from torchsmith.backends.cuda.program import is_pointwise
 from torchsmith.ir.graph import Graph, Node, Value
+from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.slice import Slice
@@ -22,15 +23,17 @@ from torchsmith.ops.slice import Slice
 def siblings(graph: Graph) -> Graph:
     users, outputs = graph.users(), set(graph.outputs)
     pairs = {n.outputs[0]: n for n in graph.nodes if _is_of_constants(n, graph)}
-    groups: dict[tuple[Value, bool, bool], list[Node]] = {}
+    groups: dict[tuple[Value, torch.dtype | None, Op | None], list[Node]] = {}
     for node in graph.nodes:
         rounded = len(node.inputs) > 1 and node.inputs[1] in pairs
         if type(node.op).__name__ == "Linear" and all(v in graph.constants for v in node.inputs[1 + rounded :]):
             (y,) = node.outputs
             known = rounded or node.inputs[1] in graph.constants
-            narrow = len(users[y]) == 1 and quantizes_whole(users[y][0], graph)  # to be made one: see `quantized_parts.py`
-            if known and y not in outputs and (narrow or all(_suits(user, y) for user in users[y])):
-                groups.setdefault((node.inputs[0], rounded, narrow), []).append(node)
+            # what quantizes all of them will be one: see `quantized_parts.py`
+            after = users[y][0].op if len(users[y]) == 1 and quantizes_whole(users[y][0], graph) else None
+            if known and y not in outputs and (after or all(_suits(user, y) for user in users[y])):
+                kind = pairs[node.inputs[1]].inputs[0].type.dtype if rounded else None
+                groups.setdefault((node.inputs[0], kind, after), []).append(node)
     constants, nodes = dict(graph.constants), list(graph.nodes)
     for members in groups.values():
         if len(members) > 1:
@@ -51,8 +54,8 @@ def _suits(user: Node, value: Value) -> bool:
 
 
 def _is_of_constants(node: Node, graph: Graph) -> bool:
-    """Whether a node dequantizes a constant weight, row by row."""
-    if type(node.op).__name__ != "Dequantize" or node.op.axis != 0:  # type: ignore[attr-defined]
+    """Whether a node dequantizes a constant weight, row by row or by one scale."""
+    if type(node.op).__name__ != "Dequantize" or node.op.axis not in (0, None):  # type: ignore[attr-defined]
         return False
     return len(node.inputs) == 2 and all(v in graph.constants for v in node.inputs)
 
@@ -64,9 +67,11 @@ def _joined(members: Sequence[Node], constants: dict[Value, Tensor], pairs: Mapp
     made, inputs = list[Node](), [x]
     if first.inputs[1] in pairs:
         given = [pairs[n.inputs[1]] for n in members]
-        parts = [_constant(f"{name}_{i}", torch.cat([constants[n.inputs[i]] for n in given]), constants) for i in range(2)]
+        rows = [constants[n.inputs[0]] for n in given]
+        scales = [constants[n.inputs[1]].expand(len(q)) for n, q in zip(given, rows, strict=True)]
+        parts = [_constant(f"{name}_{i}", torch.cat(joined), constants) for i, joined in enumerate((rows, scales))]
         inputs.append(Value(f"{name}_weight", given[0].outputs[0].type.with_shape(*parts[0].type.shape)))
-        made.append(Node(given[0].op, tuple(parts), (inputs[1],), first.origin))
+        made.append(Node(replace(given[0].op, axis=0), tuple(parts), (inputs[1],), first.origin))  # type: ignore[call-arg]
     else:
         inputs.append(_constant(f"{name}_weight", torch.cat([constants[n.inputs[1]] for n in members]), constants))
     if any(len(n.inputs) > 2 for n in members):
