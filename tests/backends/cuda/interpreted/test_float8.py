@@ -23,7 +23,8 @@ from torchsmith.ir.widen import widened
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.concat import Concat
 from torchsmith.ops.linear import Linear
-from torchsmith.ops.quantize import dequantize
+from torchsmith.ops.matmul import MatMul
+from torchsmith.ops.quantize import dequantize, quantize
 from torchsmith.ops.reshape import Reshape
 from torchsmith.ops.unary import Unary
 
@@ -196,3 +197,24 @@ def test_other_products_stay_in_wider_floats() -> None:
 
     found, wanted, names = kernels(net, torch.randn(33, 40).half())
     assert names.count("gemm") == 2 and relative([found], [wanted]) < 5e-3
+
+
+@pytest.mark.parametrize("axis", [1, None])
+@pytest.mark.parametrize("dtype", [FLOAT8, torch.int8], ids=["f8", "int8"])
+def test_products_with_constant_weights_are_layers(dtype: torch.dtype, axis: int | None) -> None:
+    """Weights (K, N), as transformers' Conv1D has them."""
+
+    def net(builder: Builder, x: Value) -> Value:
+        q = torch.randint(-100, 100, (40, 24), generator=torch.Generator().manual_seed(3)).to(dtype)
+        scale = builder.constant(torch.linspace(0.01, 0.02, 24)) if axis == 1 else 0.01
+        low, high = (-448, 448) if dtype == FLOAT8 else (-127, 127)
+        x = dequantize(quantize(x, 0.03125, None, None, low, high, dtype), 0.03125, None, None, torch.float16)
+        y = MatMul()(x, dequantize(builder.constant(q), scale, None, axis, torch.float16))
+        z: Value = Binary("add")(builder.constant(torch.ones(24).half()), y)
+        return z
+
+    graph = graph_of(net, x := torch.randn(2, 17, 40).half())
+    steps, (found,) = stepped(graph, [x])
+    (wanted,) = interpret(widened(graph), [x.double()])
+    assert [s.kernel.function for s in steps if isinstance(s, Launch)] == ["pointwise", "gemm"]
+    assert relative([found], [wanted]) < 1e-3

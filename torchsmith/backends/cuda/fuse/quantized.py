@@ -30,6 +30,7 @@ from torchsmith.ir.rewrite import Seen
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
+from torchsmith.ops.linear import Linear
 from torchsmith.ops.permute import Permute
 from torchsmith.ops.quantize import Dequantize, Quantize
 
@@ -42,7 +43,7 @@ CUTS = 2  # a value's parts may be cut once more
 def quantized(graph: Graph) -> Graph:
     if not any(isinstance(node.op, (Quantize, Dequantize)) for node in graph.nodes):
         return graph
-    moving = [_of_constant, _cast, _cast_before, _move_before, _concatenation, _move_after]
+    moving = [_of_constant, _cast, _cast_before, _linear, _move_before, _concatenation, _move_after]
     graph = siblings(apply(_signed(graph), moving))  # while weights and scales are still apart
     for _ in range(CUTS):
         graph = apply(quantized_parts(graph), moving)
@@ -114,6 +115,21 @@ def _cast_before(node: Node, seen: Seen) -> Sequence[Value] | None:
         return None
     x = before.inputs[0]
     return [node.op(x, *node.inputs[1:])] if x.type.dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _linear(node: Node, seen: Seen) -> Sequence[Value] | None:
+    """A product of a pair with constant weights (K, N) is a linear layer, as transformers' Conv1D has it."""
+    before = [seen.producer(v) for v in node.inputs] if type(node.op).__name__ == "MatMul" else []
+    if len(before) < 2 or any(n is None or not isinstance(n.op, Dequantize) for n in before):
+        return None
+    x, pair = node.inputs[0], before[1]
+    weight = seen.constant(pair.inputs[0]) if pair is not None else None
+    if pair is None or weight is None or weight.dim() != 2 or len(pair.inputs) > 2 or x.type.rank < 2:
+        return None
+    if pair.op.axis not in (1, None):  # type: ignore[attr-defined]
+        return None
+    op = pair.op if pair.op.axis is None else replace(pair.op, axis=0)  # type: ignore[attr-defined, call-arg]
+    return [Linear()(x, op(constant(weight.t().contiguous(), "weight"), pair.inputs[1]))]
 
 
 def _move_before(node: Node, seen: Seen) -> Sequence[Value] | None:
