@@ -47,7 +47,8 @@ class QuantizeConfig:
     accuracy_budget: object = option(
         None,
         "what lower precisions may cost: a relative error of the outputs over the calibrator's data, such as 0.01, or an "
-        "AccuracyBudget; each layer gets the fastest precision that keeps it",
+        "AccuracyBudget, on the command line file.py:function, which returns one; each layer gets the fastest precision that "
+        "keeps it",
     )
     skip_layers: frozenset[str] = option(
         frozenset(), "modules that int8 and fp8 leave as they are: paths, or patterns such as blocks.0.*"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -64,11 +65,27 @@ def test_the_cache_has_the_shares(tmp_path: Path) -> None:
 
 def test_channels_of_like_size_stay_as_they_are() -> None:
     greatest = torch.full((32,), 3.0)
-    assert shares_of_channels(greatest, torch.ones(32), torch.randn(8, 32, generator=torch.Generator().manual_seed(0))) is None
-    assert shares_of_channels(torch.zeros(32), torch.zeros(32), torch.ones(8, 32)) is None
+    assert (
+        shares_of_channels(greatest, torch.ones(32), torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), 1000) is None
+    )
+    assert shares_of_channels(torch.zeros(32), torch.zeros(32), torch.ones(8, 32), 1000) is None
 
 
 def test_channels_that_nothing_was_seen_of_get_finite_shares() -> None:
     greatest = torch.tensor([100.0, 0.0, 1.0, 1.0] * 4)
-    shares = shares_of_channels(greatest, greatest.square() / 9, torch.ones(8, 16))
+    shares = shares_of_channels(greatest, greatest.square() / 9, torch.ones(8, 16), 1000)
     assert shares is not None and bool(torch.isfinite(shares).all()) and bool((shares > 0).all())
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_few_rows_do_not_make_others_saturate(count: int) -> None:
+    torch.manual_seed(0)
+    model, data, others = (
+        nn.Sequential(nn.Linear(32, 64, bias=False), nn.GELU(), nn.Linear(64, 3)),
+        [torch.randn(4, 6, 32) for _ in range(count)],
+        [torch.randn(4, 6, 32) for _ in range(20)],
+    )
+    made = quantized(model, data).program.module()
+    with torch.no_grad():
+        given, wanted = (torch.cat([module(x) for x in others]) for module in (made, model))
+    assert relative_error(given, wanted) < 0.025

@@ -7,6 +7,7 @@ models", 2022; here each value's exponent is the one of the least expected error
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def shares_by(program: ExportedProgram, placement: Placement, batches: Sequence[
         if point.node in takers and point.node in seen.greatest:
             rows = [tensors[layer.weight.name].detach().float().movedim(layer.axis, 0) for layer in takers[point.node]]
             squares = seen.squares[point.node] / len(batches)
-            shares = shares_of_channels(seen.greatest[point.node], squares, torch.cat(rows))
+            shares = shares_of_channels(seen.greatest[point.node], squares, torch.cat(rows), seen.rows[point.node])
             if shares is not None:
                 found[point.name] = tuple(shares.tolist())
     return found
@@ -69,12 +70,13 @@ def _takers(placement: Placement) -> dict[fx.Node, list[Layer]]:
 
 
 class _Channels:
-    """Of values, by the last dimension: greatest magnitudes, and mean squares, summed over calls."""
+    """Of values, by the last dimension: greatest magnitudes, and mean squares, summed over calls; and how many rows there were."""
 
     def __init__(self, nodes: Mapping[fx.Node, Any]) -> None:
         self.nodes = nodes
         self.greatest: dict[fx.Node, Tensor] = {}
         self.squares: dict[fx.Node, Tensor] = {}
+        self.rows: dict[fx.Node, int] = {}
 
     def look(self, node: fx.Node, value: Any, env: Mapping[fx.Node, Any]) -> None:
         if node not in self.nodes:
@@ -83,17 +85,22 @@ class _Channels:
         greatest, squares = rows.abs().amax(0), rows.square().mean(0)
         self.greatest[node] = torch.maximum(greatest, self.greatest.get(node, greatest))
         self.squares[node] = squares if node not in self.squares else self.squares[node] + squares
+        self.rows[node] = self.rows.get(node, 0) + len(rows)
 
 
-def shares_of_channels(greatest: Tensor, squares: Tensor, weight: Tensor) -> Tensor | None:
-    """What channels are divided by; None where that gains little. greatest, squares: (K,), of the inputs. weight: (N, K)."""
+def shares_of_channels(greatest: Tensor, squares: Tensor, weight: Tensor, rows: int) -> Tensor | None:
+    """What channels are divided by; None where that gains little. greatest, squares: (K,), of so many rows. weight: (N, K)."""
     largest = weight.abs().amax(0)
     if not bool(torch.isfinite(greatest).all() & torch.isfinite(largest).all()) or not bool(greatest.any() & largest.any()):
         return None
     inputs, weights = (magnitudes.clamp(min=float(magnitudes.max()) * 1e-4) for magnitudes in (greatest, largest))
-    plain = _expected_error(torch.ones_like(inputs), greatest, squares, weight)
+    ones = torch.ones_like(inputs)
+    plain, cut = _expected_error(ones, greatest, squares, weight), _cut_off(ones, greatest, weight, rows)
     tried = [inputs**exponent / weights ** (1 - exponent) for exponent in _EXPONENTS]
-    errors = [_expected_error(shares, greatest, squares, weight) for shares in tried]
+    errors = [
+        _expected_error(shares, greatest, squares, weight) + max(0.0, _cut_off(shares, greatest, weight, rows) - cut)
+        for shares in tried
+    ]
     best = min(range(len(tried)), key=errors.__getitem__)
     return tried[best] / tried[best].log().mean().exp() if errors[best] < _WORTHWHILE * plain else None
 
@@ -105,3 +112,14 @@ def _expected_error(shares: Tensor, greatest: Tensor, squares: Tensor, weight: T
     steps = (weight * shares).abs().amax(1) / 127
     of_weights = steps.square().sum() * (squares / shares.square()).sum()
     return float(of_inputs + _WEIGHT_ERROR * of_weights)
+
+
+def _cut_off(shares: Tensor, greatest: Tensor, weight: Tensor, rows: int) -> float:
+    """In the same measure, of inputs beyond the greatest, as other rows than those seen have some: the fewer rows, the more.
+
+    As of normal distributions whose greatest of so many is what was seen: what exceeds r times that is so rare, and so large.
+    """
+    room = (greatest / shares).max() * shares / greatest.clamp(min=1e-30)
+    beyond = (rows + 1.0) ** -room.clamp(1, 1e3).square()
+    excess = greatest / (2 * math.log(rows + 2))
+    return 24 * float((beyond * excess.square() * weight.square().sum(0)).sum())
