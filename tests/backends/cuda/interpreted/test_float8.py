@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.backends.cuda.float8 import FLOAT8, linear, narrow, pair
+from tests.backends.cuda.float8 import FLOAT8, drawn, linear, narrow, pair
 from tests.backends.cuda.simulated import relative, stepped
 from torchsmith.backends.cuda import tactics
 from torchsmith.backends.cuda.steps import Launch
@@ -22,10 +22,15 @@ from torchsmith.ir.types import type_of
 from torchsmith.ir.widen import widened
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.concat import Concat
+from torchsmith.ops.convolution import Convolution
+from torchsmith.ops.group_norm import GroupNorm
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.matmul import MatMul
+from torchsmith.ops.pool import AvgPool
 from torchsmith.ops.quantize import dequantize, quantize
+from torchsmith.ops.reduce import Reduce
 from torchsmith.ops.reshape import Reshape
+from torchsmith.ops.softmax import Softmax
 from torchsmith.ops.unary import Unary
 
 Net = Callable[[Builder, Value], Value]
@@ -218,3 +223,29 @@ def test_products_with_constant_weights_are_layers(dtype: torch.dtype, axis: int
     (wanted,) = interpret(widened(graph), [x.double()])
     assert [s.kernel.function for s in steps if isinstance(s, Launch)] == ["pointwise", "gemm"]
     assert relative([found], [wanted]) < 1e-3
+
+
+KINDS: dict[str, Callable[[Builder, Value], Value]] = {
+    "reduce": lambda b, x: Reduce("mean", (2, 3), False)(x),
+    "softmax": lambda b, x: Softmax(3)(x),
+    "pool": lambda b, x: AvgPool((2, 2), (2, 2), (0, 0), False, True, 0)(x),
+    "convolution": lambda b, x: Convolution((1, 1), ((1, 1), (1, 1)), (1, 1), 1)(x, b.constant(drawn(8, 16, 3, 3).half())),
+    "depthwise": lambda b, x: Convolution((1, 1), ((1, 1), (1, 1)), (1, 1), 16)(x, b.constant(drawn(16, 1, 3, 3).half())),
+    "group norm": lambda b, x: GroupNorm(4, 1e-5)(x),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kernels_write_and_read_float8(kind: str) -> None:
+    """What they give, and what comes after them; where a kernel cannot, another one does it."""
+    scale = 0.0625 if kind in ("convolution", "depthwise") else 2.0**-8
+
+    def net(builder: Builder, x: Value) -> Value:
+        return pair(builder, KINDS[kind](builder, dequantize(x, 0.0078125, None, None, torch.float16)), scale)
+
+    x = (torch.randn(2, 16, 6, 8) * 112).clamp(-448, 448).to(FLOAT8)
+    graph = graph_of(net, x)
+    steps, (found,) = stepped(graph, [x])
+    (wanted,) = interpret(widened(graph), [x])
+    assert not any(type(getattr(s, "op", None)).__name__ == "Quantize" for s in steps)
+    assert relative([found], [wanted]) < 2e-2
