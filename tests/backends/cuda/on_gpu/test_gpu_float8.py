@@ -184,7 +184,7 @@ def test_any_choice_of_tactics_is_right(kind: type[nn.Module], seed: int) -> Non
     eager, wanted = references(graph, given)
     for results in (run([t.cuda() for t in given]), run([t.cuda() for t in given])):
         found = relative([t.cpu() for t in results], wanted)
-        assert found <= 1.5 * relative(eager, wanted) + 5e-2, (found, relative(eager, wanted), [str(c.tactic) for c in chosen])
+        assert found <= 1.5 * relative(eager, wanted) + 3e-2, (found, relative(eager, wanted), [str(c.tactic) for c in chosen])
 
 
 @pytest.mark.parametrize("tune", [False, True], ids=["guessed", "tuned"])
