@@ -124,9 +124,15 @@ def test_what_is_made_of_constants_goes_with_what_takes_it() -> None:
     assert [len(segment.outputs) for segment in result.segments] == [1, 1]
 
 
-def test_what_two_segments_take_is_made_once() -> None:
-    result = partition(export(Weighted(shared=True), (torch.rand(2, 4),)), refuses("tanh"), EACH)
-    assert ops(result) == [["fake_quantize_per_tensor_affine", "linear"], ["linear"]]
+def test_what_two_segments_take_is_made_in_each() -> None:
+    model, x = Weighted(shared=True), torch.rand(2, 4)
+    program = export(model, (x,))
+    before = str(program.graph)
+    result = partition(program, refuses("tanh"), EACH)
+    assert ops(result) == [["fake_quantize_per_tensor_affine", "linear"]] * 2
+    assert [len(segment.inputs) for segment in result.segments] == [1, 1]
+    assert str(program.graph) == before
+    torch.testing.assert_close(result.program.module()(x), model(x))
 
 
 def test_constants_that_pytorch_takes_come_before_it() -> None:

@@ -212,11 +212,13 @@ class Interrupted(nn.Module):
         return self.last(torch.special.bessel_j0(x.mean((2, 3))))  # type: ignore[no-any-return]
 
 
-def test_engines_behind_what_stays_in_pytorch_have_their_weights_and_compute_in_int8() -> None:
+@pytest.mark.parametrize("is_reused", [False, True])
+def test_engines_behind_what_stays_in_pytorch_have_their_weights_and_compute_in_int8(is_reused: bool) -> None:
     if "avx2" not in this_cpu().features:
         pytest.skip("OpenVINO has int8 kernels for x86 with AVX2 and later")
-    x = torch.randn(2, 8, 12, 12)
-    fast = compiled(Interrupted(), x)
+    x, model = torch.randn(2, 8, 12, 12), Interrupted()
+    model.after = model.before if is_reused else model.after
+    fast = compiled(model, x)
     assert torchsmith.explain(fast).eight_bits == "3 of 3 layers in int8"
     assert all(len(segment["inputs"]) == len(segment["outputs"]) == 1 for segment in torchsmith.explain(fast).segments)
     for call in fast.plan.engine_calls:

@@ -16,6 +16,7 @@ from torchsmith.convert import Converter, is_named, probe, types_of
 from torchsmith.errors import FullCompilationRequired, Unsupported
 from torchsmith.ir.dim import symbols_in
 from torchsmith.ir.graph import Node
+from torchsmith.lower.editing import copied, settled
 
 Refuses = Callable[[Node], "str | None"]
 
@@ -62,6 +63,8 @@ def partition(program: ExportedProgram, refuses: Refuses, config: PartitionConfi
         listed = "\n".join(f"  {r.op}: {r.reason}" + (f" ({r.where})" if r.where else "") for r in refusals)
         raise FullCompilationRequired(f"require_full_compilation=True, and {len(refusals)} ops would stay in PyTorch:\n{listed}")
     groups = _by_level(program, reasons)
+    if len(groups) > 1 and (shared := _shared_constants(program, groups)):
+        return partition(_repeated(program, shared), refuses, config)
     if len(groups) > 1 or reasons:
         for nodes in groups:
             if len(nodes) < config.min_block_size:
@@ -147,6 +150,35 @@ def _of_constants(program: ExportedProgram, nodes: list[fx.Node]) -> set[fx.Node
         if all(source.name in known or source in found for source in node.all_input_nodes):
             found.add(node)
     return found
+
+
+def _shared_constants(program: ExportedProgram, groups: list[list[fx.Node]]) -> dict[str, list[list[str]]]:
+    """The nodes made of constants that several groups take, by name: those of each group that do, the node's own group first."""
+    number = {node: index for index, nodes in enumerate(groups) for node in nodes}
+    found = {}
+    for node in _of_constants(program, list(number)):
+        takers: dict[int, list[str]] = {number[node]: []}
+        for user in node.users:
+            if user in number:
+                takers.setdefault(number[user], []).append(user.name)
+        if len(takers) > 1:
+            found[node.name] = list(takers.values())
+    return found
+
+
+def _repeated(program: ExportedProgram, shared: dict[str, list[list[str]]]) -> ExportedProgram:
+    """The program with each of these nodes once for every group: an engine multiplies in eight bits with its own constants only."""
+    program = copied(program)
+    nodes = {node.name: node for node in program.graph.nodes}
+    for name, (_, *others) in shared.items():
+        for takers in others:
+            with program.graph.inserting_before(nodes[name]):
+                again = program.graph.node_copy(nodes[name], lambda node: node)
+            for taker in takers:
+                nodes[taker].replace_input_with(nodes[name], again)
+    program.graph.lint()
+    program.graph_module.recompile()
+    return settled(program)
 
 
 def _segment(program: ExportedProgram, nodes: list[fx.Node]) -> Segment:
