@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from tests.backends.cuda.float8 import FLOAT8, GREATEST, narrow, rounded
 from tests.backends.cuda.interpreted.test_attention import Block
+from tests.backends.cuda.interpreted.test_gemm_norm import PreNorm
 from tests.backends.cuda.on_gpu.nets import Layer
 from tests.backends.cuda.simulated import graph_of, relative, stepped
 from torchsmith import Input
@@ -55,9 +56,13 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("kind", ["plain", "causal", "bool", "add"])
-@pytest.mark.parametrize(("length", "keys", "features", "values"), [(19, 37, 20, 20), (5, 150, 64, 40), (33, 64, 33, 33)])
+SIZES = [(19, 37, 20, 20), (5, 150, 64, 40), (33, 64, 33, 33)]
+MASKS = ["plain", "causal", "bool", "add"]
+# each configuration with each kind of mask, and with each size
+TOGETHER = [(*SIZES[(i + j) % 3], kind, config) for i, kind in enumerate(MASKS) for j, config in enumerate(CONFIGS)]
+
+
+@pytest.mark.parametrize(("length", "keys", "features", "values", "kind", "config"), TOGETHER, ids=str)
 def test_sizes(
     length: int, keys: int, features: int, values: int, kind: str, config: AttentionFloat8Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,8 +182,10 @@ def test_layer(config: RowConfig | None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_few_rows_are_normed_as_the_parts_of_their_product_are_added_up() -> None:
-    names, _, error, eager = compared(Layer(256, 2), torch.randn(1, 8, 256))
-    assert "norm" in names and error < 1.5 * eager + 2e-2
+    names, launches, error, eager = compared(PreNorm(600, 48), torch.randn(1, 9, 600), torch.randn(1, 9, 48))
+    (index,) = [i for i, s in enumerate(launches) if any("parts" in v.name for v in s.writes)]
+    assert [s.kernel.function for s in launches[index : index + 2]] == ["gemm", "norm"], names
+    assert FLOAT8 in {v.type.dtype for v in launches[index + 1].writes} and error < 1.5 * eager + 2e-2
 
 
 @pytest.mark.parametrize("rows", [1, 3])
