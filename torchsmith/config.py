@@ -68,7 +68,8 @@ class BuildConfig:
     num_threads: int = option(0, "CPU threads an engine may use; 0: as many as PyTorch does")
     tune: bool = option(True, "time the ways to run each layer on this GPU, and take the fastest; else take best guesses")
     timing_cache_path: str | None = option(
-        None, "file of measured times, shared between builds; the default is in this user's cache folder, and '' is none"
+        None,
+        "file of measured times, shared between builds; the default is in this user's cache folder (TensorRT: none), '' is none",
     )
     disable_tf32: bool = option(False, "multiply float32 in full on GPUs, also where PyTorch's switches allow TF32")
     tactics_per_node: int = option(8, "how many configurations of each kernel template are timed for a layer")

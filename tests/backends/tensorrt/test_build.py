@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import torchsmith
+from torchsmith.backends.cuda.timing_cache import Timing, TimingCache
 from torchsmith.backends.tensorrt import build, emit, engine, library
 from torchsmith.config import BuildConfig, Config
 from torchsmith.debug.progress import Progress
@@ -155,6 +156,18 @@ def test_times_of_another_version_are_replaced(timed: Settings, tmp_path: Path, 
         pass
     assert file.read_bytes() == b"fits, "
     assert f"the times in {file} are of another version of TensorRT or another GPU; they are replaced" in caplog.text
+
+
+def test_times_of_our_own_kernels_are_not_overwritten(timed: Settings, tmp_path: Path) -> None:
+    cache = TimingCache(SM_89, tmp_path / "timings")
+    cache.put("a signature", None, Timing(1.0, 0.0, ""))
+    kept = (tmp_path / "timings").read_bytes()
+    with (
+        pytest.raises(InvalidOption, match="has times of the cuda backend's kernels; give TensorRT a file of its own"),
+        build.timings(timed, str(tmp_path / "timings")),
+    ):
+        raise AssertionError("it is built nevertheless")
+    assert kept and (tmp_path / "timings").read_bytes() == kept
 
 
 def test_times_that_cannot_be_kept_cost_no_engine(

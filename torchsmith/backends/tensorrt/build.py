@@ -117,6 +117,8 @@ def timings(settings: Any, path: str | None) -> Iterator[None]:
             pass
     except OSError as error:
         raise InvalidOption(f"timing_cache_path={path!r} cannot be used ({error}); give a file that can be written") from error
+    if known.startswith(b"{"):  # lines of JSON
+        raise InvalidOption(f"timing_cache_path={path!r} has times of the cuda backend's kernels; give TensorRT a file of its own")
     if is_rtx():
         _LOG.warning("%s compiles kernels where they run and times none as it builds; timing_cache_path is not used", title())
         yield
