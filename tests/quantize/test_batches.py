@@ -84,6 +84,26 @@ def test_an_empty_batch_for_a_fixed_size_is_refused_too() -> None:
         calls([(X[:0], Y[:0])], X, Y)
 
 
+class Named(nn.Module):
+    """A batch as one dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, batch: dict[str, Tensor], scale: Tensor) -> Tensor:
+        return self.layer(batch["x"]) * scale  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("item", [({"x": X, "label": 3}, MASK), ({"label": 3, "x": X}, MASK, "more"), ({"x": X}, MASK)])
+def test_a_dict_that_is_an_input_may_have_more_in_it(item: Any) -> None:
+    program = Pipeline(Named().eval(), {"x": X}, MASK).capture().lower().lowered.program
+    ((x, scale),) = [batch.inputs for batch in batches_of([item], program)]
+    assert x is X and scale is MASK
+    with pytest.raises(InvalidInput, match="does not nest as the model's inputs do; the model takes batch_x"):
+        list(batches_of([({"y": X}, MASK)], program))
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -124,7 +124,8 @@ class Calls:
 
     def inputs(self, item: Any, place: str) -> list[Any]:
         """The item's leaves in the program's order, constants as the program has them. Raises InvalidInput."""
-        leaves, spec = pytree.tree_flatten(self._call(item, place))
+        wanted = pytree.tree_unflatten(range(len(self.leaves)), self.spec)
+        leaves, spec = pytree.tree_flatten(tuple(map(_without_more, self._call(item, place), wanted)))
         if spec != self.spec or len(leaves) != len(self.leaves):
             raise InvalidInput(f"{place} does not nest as the model's inputs do; the model takes {self._described()}")
         values = []
@@ -217,6 +218,15 @@ class Calls:
             if right != size:
                 by = " and ".join(sizes[symbol][1] for symbol in symbols)
                 raise InvalidInput(f"{place} has {size} for {where}, and by {by} it should be {right}")
+
+
+def _without_more(given: Any, wanted: Any) -> Any:
+    """The arguments, or one of them, with dicts that have no more than the model's own, such as labels."""
+    if isinstance(given, tuple) and type(wanted) is tuple and len(given) == len(wanted):
+        return tuple(map(_without_more, given, wanted))
+    if isinstance(given, Mapping) and type(wanted) is dict and wanted.keys() <= given.keys():
+        return {key: _without_more(given[key], value) for key, value in wanted.items()}
+    return given
 
 
 def _fits(size: int, known: Any) -> bool:
