@@ -1,4 +1,4 @@
-"""ModelOpt's and torchao's ops, which are defined here as those libraries define them."""
+"""torchao's ops, and ModelOpt's, which are defined here as that library defines them."""
 
 from __future__ import annotations
 
@@ -33,42 +33,23 @@ def quantize_op(
     return ((x.float() / scale).round().clamp(least, greatest) * scale).to(x.dtype)
 
 
-def quantize_affine(x: Tensor, scale: Tensor, dtype: torch.dtype = FP8) -> Tensor:
-    return (x.float() / scale).clamp(-448, 448).to(dtype)
-
-
-def dequantize_affine(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return (q.float() * scale).to(dtype)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def libraries() -> Iterator[None]:
-    made: list[Any] = []
-    for space, schema, function in (
-        (
-            "tensorrt",
-            "quantize_op(Tensor input, Tensor? amax, int num_bits, int exponent_bits, bool unsigned=False, "
-            "bool narrow_range=False) -> Tensor",
-            quantize_op,
-        ),
-        (
-            "torchao",
-            "quantize_affine_float8_non_decomposed(Tensor tensor, Tensor scale, ScalarType float8_dtype) -> Tensor",
-            quantize_affine,
-        ),
-        (
-            "torchao",
-            "dequantize_affine_float8_non_decomposed(Tensor tensor, Tensor scale, ScalarType output_dtype) -> Tensor",
-            dequantize_affine,
-        ),
-    ):
-        library: Any = torch.library.Library(space, "FRAGMENT")  # type: ignore[no-untyped-call]
-        library.define(schema)
-        library.impl(schema.partition("(")[0], function, "CompositeExplicitAutograd")
-        made.append(library)
+def modelopt() -> Iterator[None]:
+    """Its op, as it defines it: the library wants a GPU."""
+    library: Any = torch.library.Library("tensorrt", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library.define(
+        "quantize_op(Tensor input, Tensor? amax, int num_bits, int exponent_bits, bool unsigned=False, bool narrow_range=False) "
+        "-> Tensor"
+    )
+    library.impl("quantize_op", quantize_op, "CompositeExplicitAutograd")
     yield
-    for library in made:
-        library._destroy()
+    library._destroy()
+
+
+@pytest.fixture
+def torchao() -> Any:
+    pytest.importorskip("torchao.quantization.quant_primitives", reason="torchao is not installed")
+    return torch.ops.torchao
 
 
 def alike(case: OpCase, *inputs: Tensor) -> list[str]:
@@ -112,13 +93,12 @@ def test_a_weight_of_modelopt_is_a_constant_of_fp8() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 7), (31, 1)], ids=str)
-def test_torchao(shape: tuple[int, ...]) -> None:
+def test_torchao(shape: tuple[int, ...], torchao: Any) -> None:
     scale, x = torch.rand(shape) * 0.01 + 0.01, rand(31, 7)
-    ops = torch.ops.torchao
 
     def function(x: Tensor) -> Tensor:
-        q = ops.quantize_affine_float8_non_decomposed(x, scale, FP8)
-        y: Tensor = ops.dequantize_affine_float8_non_decomposed(q, scale, torch.float16)
+        q = torchao.quantize_affine_float8_non_decomposed(x, scale, FP8)
+        y: Tensor = torchao.dequantize_affine_float8_non_decomposed(q, scale, torch.float16)
         return y
 
     assert alike(OpCase(function, x), x) == ["Quantize", "Dequantize"]
@@ -129,6 +109,11 @@ def test_refusals() -> None:
     OpCase(lambda x: quantized(x, one, 4, 0), rand(3)).refused("to 4 bits, 0 of them exponent; engines have int8 and fp8")
     OpCase(lambda x: quantized(x, x.abs().amax(), 8, 4), rand(3)).refused("computed from the data; engines take constants")
     OpCase(lambda x: quantized(x, many, 8, 4), rand(3, 4)).refused(r"shape \(3, 4\); engines have one, or one a channel")
+
+
+def test_other_floats_of_torchao_are_refused(torchao: Any) -> None:
+    one = torch.tensor(1.0)
+    OpCase(lambda x: torchao.quantize_affine_float8_non_decomposed(x, one, torch.float8_e5m2), rand(3)).refused("e5m2")
     OpCase(lambda x: torch.ops.torchao.quantize_affine_float8_non_decomposed(x, one, torch.float8_e5m2), rand(3)).refused("e5m2")
 
 
