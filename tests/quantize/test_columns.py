@@ -13,8 +13,8 @@ from torchsmith.convert import parameters_of
 from torchsmith.lower.editing import argument
 from torchsmith.quantize.columns import Columns
 from torchsmith.quantize.moments import Moments, in_parts
-from torchsmith.quantize.placement import weighted
 from torchsmith.quantize.post_training import quantize
+from torchsmith.quantize.weighted import weighted
 from torchsmith.testing.pipeline import Pipeline
 
 

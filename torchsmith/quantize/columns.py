@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.lower.editing import argument
-from torchsmith.quantize.placement import Layer
+from torchsmith.quantize.weighted import Layer
 
 aten = torch.ops.aten
 

@@ -19,7 +19,8 @@ from torchsmith.convert import parameters_of
 from torchsmith.debug.progress import progress_of
 from torchsmith.quantize.batches import Batch
 from torchsmith.quantize.observe import Observed
-from torchsmith.quantize.placement import Layer, Placement
+from torchsmith.quantize.placement import Placement
+from torchsmith.quantize.weighted import Layer
 
 _EXPONENTS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # of the inputs' magnitudes; the weights' have the rest
 _WEIGHT_ERROR = 0.25  # of rounding to the nearest, that rounding by second moments leaves

@@ -15,7 +15,8 @@ from torchsmith.lower.editing import argument, call, lift, set_argument
 from torchsmith.ops.quantize import FP8
 from torchsmith.quantize.calibration import Calibration, Range
 from torchsmith.quantize.formats import FORMATS
-from torchsmith.quantize.placement import Layer, Placement, Point, name_of_point
+from torchsmith.quantize.placement import Placement, Point, name_of_point
+from torchsmith.quantize.weighted import Layer
 
 aten = torch.ops.aten
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torchsmith.convert import parameters_of
 from torchsmith.lower.editing import argument
 from torchsmith.ops.quantize import FP8, LIMITS
-from torchsmith.quantize.placement import name_of
+from torchsmith.quantize.weighted import name_of
 
 # Ops that multiply matrices, by their names without namespace and overload.
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}

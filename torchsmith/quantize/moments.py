@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from torchsmith.quantize.columns import Columns
-from torchsmith.quantize.placement import Layer
 from torchsmith.quantize.rounding import nearest, rounded
+from torchsmith.quantize.weighted import Layer
 
 # Sums of so many columns are rounded by their moments; a Cholesky factor of more takes longer than what it is for.
 MOST_COLUMNS = 5120

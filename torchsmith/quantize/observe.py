@@ -13,8 +13,9 @@ from torch.export.graph_signature import InputKind
 from torchsmith.capture.source import source_line
 from torchsmith.errors import InvalidInput
 from torchsmith.quantize.batches import Batch
-from torchsmith.quantize.placement import Layer, Placement, Point, name_of
+from torchsmith.quantize.placement import Placement, Point
 from torchsmith.quantize.statistics import Statistics
+from torchsmith.quantize.weighted import Layer, name_of
 
 # What is done with a node's value, besides the values of its inputs.
 Look = Callable[[fx.Node, Any, Mapping[fx.Node, Any]], None]

@@ -22,61 +22,38 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.node import Argument
 
-from torchsmith.capture.source import layer
-from torchsmith.convert import parameters_of
 from torchsmith.lower.editing import argument, same_shape
 from torchsmith.ops.quantize import FP8
+from torchsmith.quantize.gates import gates_of, scaled_by_gate
 from torchsmith.quantize.skipping import skipped_nodes
+from torchsmith.quantize.weighted import (
+    COMMUTING,
+    CONVOLUTIONS,
+    POINTWISE,
+    POOLING,
+    PRODUCTS,
+    Layer,
+    layer_of,
+    name_of,
+    weighted,
+    weights_of,
+)
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = {
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
-}  # fmt: skip
-_TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-_PRODUCTS = {aten.mm.default, aten.matmul.default}
 _ATTENTION = aten.scaled_dot_product_attention.default
 _SUMS = {aten.add.Tensor}
 _CONCATENATIONS = {aten.cat.default, aten.concat.default, aten.concatenate.default}
 # What takes so few channels takes pixels. Rounding them costs accuracy (a sixth of the whole error on EfficientNet-Lite0's real
 # weights, by that one layer), and so little is summed up for a result that int8 gains next to nothing.
 _PIXEL_CHANNELS = 4
-# Rounding before or after these is the same.
-_COMMUTING = {
-    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.adaptive_max_pool2d.default,
-    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim,
-    aten.squeeze.dims, aten.unsqueeze.default, aten.permute.default, aten.transpose.int, aten.t.default, aten.slice.Tensor,
-    aten.select.int, aten.contiguous.default, aten.clone.default, aten.channel_shuffle.default, aten.pixel_shuffle.default,
-    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
-}  # fmt: skip
 _PADS = {aten.pad.default, aten.constant_pad_nd.default}
 # Layers that compute in fp8 where that is enabled.
-_LINEAR = {aten.linear.default, aten.addmm.default, *_PRODUCTS}
+_LINEAR = {aten.linear.default, aten.addmm.default, *PRODUCTS}
 # A value that is int8 for another layer is int8 for these too.
 _FOLLOWING = {
     aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.mean.dim,
 }  # fmt: skip
-_POINTWISE = {
-    aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.silu.default, aten.hardswish.default, aten.gelu.default,
-    aten.leaky_relu.default, aten.clamp.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.mish.default,
-}  # fmt: skip
-_POOLING = {aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.avg_pool2d.default}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A node that computes in eight bits. name: its module's path and its own name.
-
-    x, weight: its inputs that are quantized. x is the second one where it multiplies from the left. axis: the weight's dimension
-    of output channels. dtype: what both are quantized to, int8 or float8_e4m3fn.
-    """
-
-    node: fx.Node
-    name: str
-    x: fx.Node
-    weight: fx.Node
-    axis: int
-    dtype: torch.dtype = torch.int8
 
 
 @dataclass(frozen=True)
@@ -124,9 +101,9 @@ def place(
 
     Raises InvalidOption for an entry of `skip_layers` that names nothing.
     """
-    weights = _weights(program)
+    weights = weights_of(program)
     skipped = skipped_nodes(program, skip_layers)
-    gates = _gates(program, weights)
+    gates = gates_of(program, weights)
     layers: list[Layer] = []
     scaled: dict[fx.Node, set[fx.Node]] = {}
     kept: dict[str, str] = {}
@@ -139,7 +116,7 @@ def place(
             layers.append(replace(made, dtype=FP8))
         elif torch.int8 not in formats:
             kept[node.name] = "fp8 is for linear layers and attention, and int8 is not enabled"
-        elif not gated and (wide := _scaled_by_gate(made)) is not None:
+        elif not gated and (wide := scaled_by_gate(made)) is not None:
             scaled.setdefault(wide, set()).add(made.x)
             kept[node.name] = "it takes what a gate scales, which these engines do as the layer loads"
         elif _takes_pixels(made):
@@ -165,7 +142,7 @@ def among(
     attentions: Collection[fx.Node] = (),
 ) -> Placement:
     """The placement where only these of `place`'s layers and attentions are quantized, in the program's order."""
-    return _placement(program, layers, attentions, _weights(program), skipped_nodes(program, skip_layers))
+    return _placement(program, layers, attentions, weights_of(program), skipped_nodes(program, skip_layers))
 
 
 def apart(placement: Placement, names: Collection[str]) -> Placement:
@@ -197,22 +174,12 @@ def _is_joined(user: fx.Node) -> bool:
 
 def worthwhile(program: ExportedProgram, layers: Collection[Layer]) -> tuple[Layer, ...]:
     """The layers without the depthwise convolutions that have no int8 layer before them among these."""
-    weights = _weights(program)
+    weights = weights_of(program)
     found: list[Layer] = []
     for made in layers:
         if not _is_depthwise_on_floats(made, {other.node for other in found}, weights):
             found.append(made)
     return tuple(found)
-
-
-def weighted(program: ExportedProgram) -> dict[fx.Node, Layer]:
-    """Every node that multiplies with a constant weight, whether int8 goes there or not."""
-    weights = _weights(program)
-    return {node: made for node in program.graph.nodes if (made := _layer(node, weights)) is not None}
-
-
-def _weights(program: ExportedProgram) -> set[str]:
-    return {name for name, tensor in parameters_of(program).items() if tensor.is_floating_point()}
 
 
 def _placement(
@@ -239,114 +206,32 @@ def _placement(
     return Placement(tuple(layers), points, tuple(attentions))
 
 
-def name_of(node: fx.Node) -> str:
-    """A node's name for people: its module's path, where known, and its own name, which is unique."""
-    path = layer(node)
-    return f"{path}/{node.name}" if path else node.name
-
-
 def name_of_point(node: fx.Node, dtype: torch.dtype) -> str:
     """What ranges of a value that is quantized are called."""
     return name_of(node) if dtype == torch.int8 else f"{name_of(node)} in {str(dtype).removeprefix('torch.')}"
 
 
-def _layer(node: fx.Node, weights: set[str]) -> Layer | None:
-    """The node as a layer, where it is one whose weight is constant."""
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
-        return None
-    x, weight, axis = node.args[0] if node.args else None, node.args[1] if len(node.args) > 1 else None, 0
-    if node.target is aten.addmm.default:
-        x, weight, axis = node.args[1], node.args[2], 1
-    elif node.target in _PRODUCTS:
-        axis = 1
-    elif node.target in _TRANSPOSED or (node.target is aten.convolution.default and argument(node, "transposed")):
-        if argument(node, "groups") != 1:
-            return None
-        axis = 1
-    elif node.target not in {*_CONVOLUTIONS, aten.convolution.default, aten.linear.default}:
-        return None
-    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.name not in weights or x.name in weights:
-        return None
-    if weight.meta["val"].dim() < 2 or not x.meta["val"].is_floating_point() or weight.meta["val"].dtype == torch.float64:
-        return None
-    if node.target in _PRODUCTS and weight.meta["val"].dim() != 2:
-        return None
-    return Layer(node, name_of(node), x, weight, axis)
-
-
 def _takes_pixels(layer: Layer) -> bool:
     """Whether a convolution's input has no more channels than pictures have."""
     weight = layer.weight.meta["val"]
-    grouped = layer.node.target in _CONVOLUTIONS and argument(layer.node, "groups") != 1
-    return layer.node.target in _CONVOLUTIONS and not grouped and weight.shape[1] <= _PIXEL_CHANNELS
+    grouped = layer.node.target in CONVOLUTIONS and argument(layer.node, "groups") != 1
+    return layer.node.target in CONVOLUTIONS and not grouped and weight.shape[1] <= _PIXEL_CHANNELS
 
 
 def _is_depthwise_on_floats(layer: Layer, quantized: set[fx.Node], weights: set[str]) -> bool:
     """Whether a depthwise convolution, which gains nothing by itself, has no int8 layer before it to pass numbers on from."""
     if (
-        layer.node.target not in _CONVOLUTIONS
+        layer.node.target not in CONVOLUTIONS
         or argument(layer.node, "groups") in (1, None)
         or layer.weight.meta["val"].shape[1] != 1
     ):
         return False
     source = layer.x
-    while source.target in _POINTWISE or _commutes(source):
+    while source.target in POINTWISE or _commutes(source):
         source = source.args[0]  # type: ignore[assignment]
         if not isinstance(source, fx.Node):
             return False
-    return source not in quantized and (source.op == "placeholder" or _layer(source, weights) is not None)
-
-
-def _gates(program: ExportedProgram, weights: set[str]) -> set[fx.Node]:
-    """The layers between a pooling and a product that scales whole channels by what comes out."""
-    found: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.target is not aten.mul.Tensor:
-            continue
-        for gate, other in (node.args[:2], node.args[1::-1]):
-            if isinstance(gate, fx.Node) and isinstance(other, fx.Node) and _is_per_channel(gate, other):
-                found |= _back_to_pooling(gate, weights)
-    return found
-
-
-def _scaled_by_gate(layer: Layer) -> fx.Node | None:
-    """What a gate scales, channel by channel, for a 1×1 convolution alone; None where there is no gate."""
-    scaled, weight = layer.x, layer.weight.meta["val"]
-    if layer.node.target not in _CONVOLUTIONS or scaled.target is not aten.mul.Tensor or len(scaled.users) != 1:
-        return None
-    if any(size != 1 for size in weight.shape[2:]) or argument(layer.node, "groups") != 1:
-        return None
-    gate, wide = scaled.args[:2]
-    for one, other in ((gate, wide), (wide, gate)):
-        if isinstance(one, fx.Node) and isinstance(other, fx.Node) and _is_per_channel(one, other):
-            return other
-    return None
-
-
-def _is_per_channel(gate: fx.Node, other: fx.Node) -> bool:
-    small, large = gate.meta["val"], other.meta["val"]
-    return (
-        isinstance(small, Tensor)
-        and isinstance(large, Tensor)
-        and 2 < small.dim() == large.dim()
-        and all(size == 1 for size in small.shape[2:])
-        and any(size != 1 for size in large.shape[2:])
-    )
-
-
-def _back_to_pooling(node: fx.Node, weights: set[str]) -> set[fx.Node]:
-    """The layers on the way from a node up to a pooling; none where the way leads elsewhere."""
-    found: set[fx.Node] = set()
-    while node.target not in _POOLING:
-        made = _layer(node, weights)
-        if made is not None:
-            found.add(node)
-            node = made.x
-        elif node.target in _POINTWISE or node.target in _COMMUTING:
-            node = node.args[0]  # type: ignore[assignment]
-        else:
-            return set()
-    return found
+    return source not in quantized and (source.op == "placeholder" or layer_of(source, weights) is not None)
 
 
 def _points(
@@ -403,7 +288,7 @@ def _averages(node: fx.Node, int8: set[fx.Node]) -> bool:
 
     Such a layer then writes int8, and a sum before it is one of int8's; that each number is rounded is lost in the mean.
     """
-    if node.target not in _POOLING:
+    if node.target not in POOLING:
         return False
     source = _before_pointwise(node.args[0])
     addends = source.args[:2] if isinstance(source, fx.Node) and source.target in _SUMS else (source,)
@@ -411,7 +296,7 @@ def _averages(node: fx.Node, int8: set[fx.Node]) -> bool:
 
 
 def _before_pointwise(value: Argument) -> Argument:
-    while isinstance(value, fx.Node) and value.target in _POINTWISE:
+    while isinstance(value, fx.Node) and value.target in POINTWISE:
         value = value.args[0]
     return value
 
@@ -419,7 +304,7 @@ def _before_pointwise(value: Argument) -> Argument:
 def _commutes(node: fx.Node) -> bool:
     if node.target in _PADS:  # by zeros, which every grid has
         return not argument(node, "value") and (node.target is not aten.pad.default or argument(node, "mode") == "constant")
-    return node.target in _COMMUTING or node.target in _CONCATENATIONS
+    return node.target in COMMUTING or node.target in _CONCATENATIONS
 
 
 def _is_sum_for(node: fx.Node, takers: dict[fx.Node, set[fx.Node]], weights: set[str], skipped: set[fx.Node]) -> bool:
@@ -431,7 +316,7 @@ def _is_sum_for(node: fx.Node, takers: dict[fx.Node, set[fx.Node]], weights: set
         return False
     if not same_shape(left.meta["val"], right.meta["val"]) or not left.meta["val"].is_floating_point():
         return False
-    return bool(takers.get(node)) or any(u.target in _POINTWISE and takers.get(u) for u in node.users)
+    return bool(takers.get(node)) or any(u.target in POINTWISE and takers.get(u) for u in node.users)
 
 
 class _Groups:

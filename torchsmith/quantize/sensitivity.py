@@ -18,8 +18,9 @@ from torchsmith.quantize.budget import Budget, Loss, Sample, Tally
 from torchsmith.quantize.calibration import Calibration
 from torchsmith.quantize.cost import Work, time_of
 from torchsmith.quantize.insert import with_ranges
-from torchsmith.quantize.placement import Layer, Placement, among, apart, name_of, weighted
+from torchsmith.quantize.placement import Placement, among, apart
 from torchsmith.quantize.simulate import Kind, Rounding, Simulation, eight_bit_rounding, float_rounding
+from torchsmith.quantize.weighted import Layer, name_of, weighted
 from torchsmith.target import Target
 
 

@@ -19,8 +19,9 @@ from torchsmith.quantize.batches import Batch
 from torchsmith.quantize.calibration import Calibration
 from torchsmith.quantize.insert import corrected_bias, grid_of, rounded_weight
 from torchsmith.quantize.observe import channel_axis
-from torchsmith.quantize.placement import Layer, Placement
+from torchsmith.quantize.placement import Placement
 from torchsmith.quantize.policy import role_of
+from torchsmith.quantize.weighted import Layer
 
 Round = Callable[[Tensor], Tensor]
 Kind = Literal["matrix", "follow", "wide"]
