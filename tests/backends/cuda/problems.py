@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from torchsmith.backends.cuda.accuracy import Accuracy
+from torchsmith.backends.cuda.candidate import Candidate
 from torchsmith.backends.cuda.cubins import Cubin
 from torchsmith.backends.cuda.emission import Packed
 from torchsmith.backends.cuda.layout import View, place
 from torchsmith.backends.cuda.steps import Kernel
-from torchsmith.backends.cuda.timing import Candidate
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.dim import symbol
 from torchsmith.ir.graph import Graph, Value

@@ -17,6 +17,7 @@ from tests.backends.cuda.test_quantized import COPIES, sass
 from torchsmith.backends.cuda import tactics
 from torchsmith.backends.cuda.accuracy import judge, references
 from torchsmith.backends.cuda.backend import BACKEND
+from torchsmith.backends.cuda.candidate import Candidate
 from torchsmith.backends.cuda.cubins import Cubin, compile_kernel
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.float8 import Float8Attention, Float8Linear
@@ -25,7 +26,7 @@ from torchsmith.backends.cuda.layout import place
 from torchsmith.backends.cuda.steps import Call, Launch
 from torchsmith.backends.cuda.tactics.attention_float8 import AttentionFloat8Config
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
-from torchsmith.backends.cuda.timing import Bench, Candidate
+from torchsmith.backends.cuda.timing import Bench
 from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Value

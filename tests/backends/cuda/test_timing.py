@@ -11,10 +11,11 @@ from torch import Tensor
 from tests.backends.cuda.problems import layers, placed
 from torchsmith.backends.cuda import tune
 from torchsmith.backends.cuda.accuracy import References, body_of, index_limit, judge, references
+from torchsmith.backends.cuda.candidate import Candidate
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.layout import View
 from torchsmith.backends.cuda.steps import Call, Launch
-from torchsmith.backends.cuda.timing import Bench, Candidate, DeviceTimer
+from torchsmith.backends.cuda.timing import Bench, DeviceTimer
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Node
 from torchsmith.ir.types import TensorType
@@ -190,10 +191,10 @@ def test_candidates_of_one_node_share_a_bench() -> None:
 def test_cold_weights_are_copied_until_they_fill_the_cache() -> None:
     graph = layers(1)
     candidate = called(Graph(graph.inputs, graph.nodes[:1], graph.nodes[0].outputs, graph.constants))
-    from torchsmith.backends.cuda.timing import _Memory
+    from torchsmith.backends.cuda.candidate import Memory
 
     bench = Bench(candidate.node, {}, CPU)
-    memory = _Memory(bench, candidate, bench.inputs(candidate))
+    memory = Memory(bench, candidate, bench.inputs(candidate))
     assert bench._copies(candidate, memory, 1 << 20) == []
     copies = bench._copies(dataclasses.replace(candidate, cold=True), memory, 10 * 2048)
     (weight,) = graph.constants

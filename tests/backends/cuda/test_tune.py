@@ -12,10 +12,11 @@ from tests.backends.cuda.problems import FakeCompiler, FakeTimer, layers, placed
 from torchsmith import debug
 from torchsmith.backends.cuda import build, tactics, tune
 from torchsmith.backends.cuda.accuracy import Accuracy
+from torchsmith.backends.cuda.candidate import Candidate
 from torchsmith.backends.cuda.cubins import Broken
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.fuse.fused import Fused, wrap
-from torchsmith.backends.cuda.timing import Candidate, OutOfMemory
+from torchsmith.backends.cuda.timing import OutOfMemory
 from torchsmith.backends.cuda.tune import Choice, Chosen, points
 from torchsmith.config import BuildConfig
 from torchsmith.debug.progress import Progress

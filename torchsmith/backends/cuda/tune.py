@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torchsmith.backends.cuda import tactics
+from torchsmith.backends.cuda.candidate import Candidate
 from torchsmith.backends.cuda.cubins import Broken, Cubin, compile_all
 from torchsmith.backends.cuda.emission import Emission, Packed
 from torchsmith.backends.cuda.fuse.fused import Fused
@@ -20,7 +21,7 @@ from torchsmith.backends.cuda.signature import digest, signature
 from torchsmith.backends.cuda.steps import Kernel
 from torchsmith.backends.cuda.tactics import Tactic
 from torchsmith.backends.cuda.tactics.sparse import has_two_four
-from torchsmith.backends.cuda.timing import Candidate, OutOfMemory, Timer, device_timer
+from torchsmith.backends.cuda.timing import OutOfMemory, Timer, device_timer
 from torchsmith.backends.cuda.timing_cache import Timing, TimingCache, open_cache, tactic_text
 from torchsmith.config import BuildConfig
 from torchsmith.debug.progress import Progress, progress_of
