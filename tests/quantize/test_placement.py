@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.quantize.placement import Placement, place
 from torchsmith.testing.pipeline import Pipeline
 
@@ -64,8 +65,15 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("gated", [True, False])
 def test_what_a_gate_scales_or_what_it_gives_is_quantized(gated: bool) -> None:
     road = Pipeline(Gated().eval(), torch.randn(2, 8, 6, 6)).capture().lower()
-    found = place(road.lowered.program, gated=gated)
+    found = place(road.lowered.program, int8=Int8Abilities(gated=gated))
     by_name = users(found)
     assert by_name.get("mul") == ({"conv2d_2"} if gated else None)
     assert by_name.get("relu", set()) == (set() if gated else {"mul", "mean"})
     assert {"conv2d_2"} & {layer.node.name for layer in found.layers} == ({"conv2d_2"} if gated else set())
+
+
+@pytest.mark.parametrize(("size", "pixels", "quantized"), [(3, True, False), (7, True, True), (7, False, False)])
+def test_large_kernels_on_pixels_are_quantized_where_engines_gain_by_them(size: int, pixels: bool, quantized: bool) -> None:
+    road = Pipeline(nn.Conv2d(3, 8, size).eval(), torch.randn(1, 3, 16, 16)).capture().lower()
+    found = place(road.lowered.program, int8=Int8Abilities(pixels=pixels))
+    assert len(found.layers) == quantized and len(found.kept) == (not quantized)

@@ -16,6 +16,7 @@ from torchsmith.convert import parameters_of
 from torchsmith.debug.progress import Progress, progress_of
 from torchsmith.errors import BudgetExceeded
 from torchsmith.lower.editing import copied, settled
+from torchsmith.quantize.abilities import ALL, Int8Abilities
 from torchsmith.quantize.assignment import Ladder, Step, families, raised, search
 from torchsmith.quantize.batches import Batch, batches_of
 from torchsmith.quantize.budget import AccuracyBudget, Budget, Loss, Sample, Tally, samples_of
@@ -41,7 +42,7 @@ Run = Callable[[Batch], Sequence[Any]]
 class Model:
     """What is quantized. calibration: None where neither int8 nor fp8 is enabled. skip_layers: as the option has it.
 
-    gated, formats: as in `place`.
+    int8, formats: as in `place`.
     """
 
     program: ExportedProgram
@@ -49,7 +50,7 @@ class Model:
     calibration: Calibration | None
     skip_layers: frozenset[str]
     target: Target
-    gated: bool = True
+    int8: Int8Abilities = ALL
     formats: tuple[torch.dtype, ...] = (torch.int8,)
 
 
@@ -199,7 +200,7 @@ class Budgeted:
         """The model with fake-quantize ops, and what computes in another float than the rest marked so."""
         program = copied(self.model.program)
         precisions = {node.name: dtype for node, dtype in self.precisions().items()}
-        whole = place(program, self.model.skip_layers, gated=self.model.gated, formats=self.model.formats)
+        whole = place(program, self.model.skip_layers, int8=self.model.int8, formats=self.model.formats)
         for node in program.graph.nodes:
             dtype = precisions.get(node.name, self.assignment.rest)
             if dtype not in FORMATS and dtype != self.assignment.rest:

@@ -57,7 +57,7 @@ class Moments:
 
     def _sampled(self, layer: Layer, x: Tensor) -> Tensor:
         """Some of the rows, evenly chosen at random."""
-        wanted = max(_LEAST_ROWS, 2 * _columns(layer))
+        wanted = max(_LEAST_ROWS, 2 * layer.terms)
 
         def choose(count: int) -> Tensor | None:
             return None if count <= wanted else torch.randperm(count, generator=self.generator)[:wanted].to(x.device)
@@ -122,11 +122,5 @@ def _bytes(layer: Layer) -> int:
     columns = Columns.of(layer)
     if columns is None:
         return 0
-    count = _columns(layer)
+    count = layer.terms
     return 4 * columns.groups * count**2 if count <= MOST_COLUMNS else 0
-
-
-def _columns(layer: Layer) -> int:
-    """Of the layer as a matrix product: how many numbers are summed up for each one that it gives."""
-    weight = layer.weight.meta["val"]
-    return int(weight.numel() // weight.shape[layer.axis])

@@ -4,9 +4,10 @@ Matrix layers (convolution, linear, products with constant weights) take int8, a
 flows into one. A quantized value is moved up through ops that commute with rounding (max pooling, reshapes, concatenation), so
 that int8 flows between layers; not through ReLU, behind which numbers are never negative and get 8 bits of magnitude.
 
-What stays higher: convolutions on pixels, the gates of squeeze-and-excite (small layers on pooled data that scale whole
-channels), attention's products of activations, depthwise convolutions of what a layer that stays higher gives, and what
-`skip_layers` names. Last layers and other depthwise convolutions are quantized.
+What stays higher: convolutions on pixels (but for those of large kernels, on engines that gain by them), the gates of
+squeeze-and-excite (small layers on pooled data that scale whole channels), attention's products of activations, depthwise
+convolutions of what a layer that stays higher gives, and what `skip_layers` names. Last layers and other depthwise convolutions
+are quantized.
 
 fp8 goes to linear layers, products with constant weights and attention, where it is enabled; int8 then goes to convolutions, and
 elsewhere to all of these. fp8 keeps three bits of mantissa whatever the magnitude, so that a few large channels cost nothing.
@@ -24,6 +25,7 @@ from torch.fx.node import Argument
 
 from torchsmith.lower.editing import argument, same_shape
 from torchsmith.ops.quantize import FP8
+from torchsmith.quantize.abilities import ALL, Int8Abilities
 from torchsmith.quantize.gates import gates_of, scaled_by_gate
 from torchsmith.quantize.skipping import skipped_nodes
 from torchsmith.quantize.weighted import (
@@ -47,6 +49,8 @@ _CONCATENATIONS = {aten.cat.default, aten.concat.default, aten.concatenate.defau
 # What takes so few channels takes pixels. Rounding them costs accuracy (a sixth of the whole error on EfficientNet-Lite0's real
 # weights, by that one layer), and so little is summed up for a result that int8 gains next to nothing.
 _PIXEL_CHANNELS = 4
+# What sums up more of them than small kernels do gains twice its time, and pixels have no more than eight bits themselves.
+_PIXEL_TERMS = 100
 _PADS = {aten.pad.default, aten.constant_pad_nd.default}
 # Layers that compute in fp8 where that is enabled.
 _LINEAR = {aten.linear.default, aten.addmm.default, *PRODUCTS}
@@ -89,15 +93,12 @@ def place(
     program: ExportedProgram,
     skip_layers: Collection[str] = (),
     *,
-    gated: bool = True,
+    int8: Int8Abilities = ALL,
     formats: Collection[torch.dtype] = (torch.int8,),
 ) -> Placement:
     """Choose layers and values of a lowered program. skip_layers: module paths, or patterns such as "blocks.0.*", kept as they are.
 
-    formats: what is enabled of int8 and float8_e4m3fn.
-
-    gated: whether a 1×1 convolution of what a squeeze-and-excite's gate scales computes in int8. Where not, what the gate scales
-    is quantized instead: an engine that scales as its product loads then reads int8, and nothing writes what is scaled.
+    int8: what engines do of it. formats: what is enabled of int8 and float8_e4m3fn.
 
     Raises InvalidOption for an entry of `skip_layers` that names nothing.
     """
@@ -116,10 +117,10 @@ def place(
             layers.append(replace(made, dtype=FP8))
         elif torch.int8 not in formats:
             kept[node.name] = "fp8 is for linear layers and attention, and int8 is not enabled"
-        elif not gated and (wide := scaled_by_gate(made)) is not None:
+        elif not int8.gated and (wide := scaled_by_gate(made)) is not None:
             scaled.setdefault(wide, set()).add(made.x)
             kept[node.name] = "it takes what a gate scales, which these engines do as the layer loads"
-        elif _takes_pixels(made):
+        elif _takes_pixels(made) and not (int8.pixels and made.terms >= _PIXEL_TERMS):
             channels = made.weight.meta["val"].shape[1]
             kept[node.name] = f"it takes {channels} channels, as of pixels; int8 costs much there and gains little"
         elif _is_depthwise_on_floats(made, {other.node for other in layers}, weights):

@@ -122,7 +122,7 @@ def quantize(
         why = dict.fromkeys((node.name for node in asked_for.dtypes()), f"{target} does not compute in {FP8}")
         return Quantized(program, kept={**asked_for.kept, **why})
     program = copied(program)
-    placement = place(program, config.skip_layers, gated=int8.gated, formats=formats)
+    placement = place(program, config.skip_layers, int8=int8, formats=formats)
     kept = {**placement.kept, **{name: f"it stays in PyTorch: {why}" for name, why in outside.items() if name in placement.kept}}
     _check_worth(placement, kept)
     calibration = int8.ranges(calibrate(program, placement, calibrator_of(config.calibrator)))
@@ -164,7 +164,7 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
             "eight bits already; leave accuracy_budget and the calibrator out"
         )
     program, formats = copied(lowered.program), eight_bits(config.enabled_precisions, target, int8)
-    placement, calibration = place(program, config.skip_layers, gated=int8.gated, formats=formats or (torch.int8,)), None
+    placement, calibration = place(program, config.skip_layers, int8=int8, formats=formats or (torch.int8,)), None
     for layer in placement.layers:
         if (dtype := layer.node.meta["val"].dtype) != torch.float32:
             raise InvalidOption(
@@ -173,7 +173,7 @@ def _budgeted(lowered: Lowered, config: QuantizeConfig, budget: Budget, target: 
             )
     if formats:
         calibration = int8.ranges(calibrate(program, placement, calibrator))
-    model = Model(program, placement, calibration, config.skip_layers, target, int8.gated, formats or (torch.int8,))
+    model = Model(program, placement, calibration, config.skip_layers, target, int8, formats or (torch.int8,))
     floats = floats_of(config.enabled_precisions, target)
     found = Budgeted(model, calibrator.dataloader, Allowed(budget, bool(formats), floats, int8.mixes_floats))
     return Quantized(found.program(), calibration, found, placement.kept)

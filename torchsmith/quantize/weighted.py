@@ -49,6 +49,12 @@ class Layer:
     axis: int
     dtype: torch.dtype = torch.int8
 
+    @property
+    def terms(self) -> int:
+        """How many products are summed up for each number that it gives."""
+        weight = self.weight.meta["val"]
+        return int(weight.numel() // weight.shape[self.axis])
+
 
 def weighted(program: ExportedProgram) -> dict[fx.Node, Layer]:
     """Every node that multiplies with a constant weight, whether int8 goes there or not."""

@@ -25,7 +25,7 @@ Shapes = list[tuple[int, ...]]
 
 class OpenVinoBackend:
     name = "openvino"
-    int8 = Int8Abilities(mixes_floats=False)  # widen.py says why
+    int8 = Int8Abilities(mixes_floats=False, pixels=True)  # floats: widen.py says why
 
     def available(self) -> str | None:
         if importlib.util.find_spec("openvino") is None:
