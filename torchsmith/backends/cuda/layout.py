@@ -87,7 +87,20 @@ def place(graph: Graph) -> dict[Value, View]:
 
     What is concatenated is written into the concatenation's memory at once, where its kernel can.
     """
-    return _place(graph, in_place(graph, _place(graph, {})))
+    turned = {v: View(v, channels_last(v.type.shape)) for v in _pictures(graph)}
+    return _place(graph, {**turned, **in_place(graph, _place(graph, turned))})
+
+
+def _pictures(graph: Graph) -> list[Value]:
+    """What is computed element by element and convolved in int8, by a kernel that wants channels innermost: its own turns it."""
+    producers = {v: n for n in graph.nodes for v in n.outputs}
+    read = dict.fromkeys(n.inputs[0] for n in graph.nodes if _has(n, "IntegerConvolution"))
+    made = [v for v in read if v.type.rank == 4 and v in producers and v not in graph.outputs]
+    return [v for v in made if len(producers[v].outputs) == 1 and _is_pointwise(producers[v])]
+
+
+def _is_pointwise(node: Node) -> bool:
+    return getattr(node.op, "kind", "pointwise" if type(node.op).__name__ == "Quantize" else "") == "pointwise"
 
 
 def _place(graph: Graph, given: Placed) -> dict[Value, View]:

@@ -326,6 +326,23 @@ class Bottleneck(nn.Module):
         return z
 
 
+class First(nn.Module):
+    """A convolution on what the caller gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Layer(nn.Conv2d(32, 16, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(signed(x, 0.03)).relu()
+        return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_pictures_are_turned_as_they_are_quantized(dtype: torch.dtype) -> None:
+    assert check(First(), torch.randn(2, 32, 6, 5), dtype=dtype, limit=1.5).kernels == ["pointwise", "convolution"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_residual_block(dtype: torch.dtype) -> None:
     found = check(Bottleneck(), torch.randn(2, 32, 6, 6), dtype=dtype, limit=1.5)
