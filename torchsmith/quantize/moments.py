@@ -68,14 +68,14 @@ class Moments:
         given = grid(rows)
         one = given.new_ones(rows.shape[1])  # a product with it is many times as fast as a sum along this dimension
         lost, first = (one @ (rows - given)).double(), (one @ given).double()
-        second = given.transpose(1, 2) @ given if rows.shape[2] <= MOST_COLUMNS else None
         before = self.sums.get(key)
         if before is None:
+            second = given.transpose(1, 2) @ given if rows.shape[2] <= MOST_COLUMNS else None
             self.sums[key] = Sums(rows.shape[1], lost, first, second)
             return
         before.count, before.lost, before.first = before.count + rows.shape[1], before.lost + lost, before.first + first
-        if second is not None and before.second is not None:
-            before.second += second
+        if before.second is not None:
+            before.second.baddbmm_(given.transpose(1, 2), given)
 
     def offsets(self, layer: Layer, weight: Tensor, steps: Tensor, greatest: int, shares: Tensor | None) -> Tensor | None:
         """How far the layer's whole numbers are from the nearest: int8, of the weight's shape. None where that is what they are.
