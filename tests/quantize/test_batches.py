@@ -1,4 +1,4 @@
-"""Calibration data that does not fit the model, by the batch and with what to do."""
+"""Calibration data as calls of the model; what does not fit it is told by the batch, with what to do."""
 
 from __future__ import annotations
 
@@ -35,6 +35,59 @@ X, Y, MASK = torch.randn(2, 3), torch.randn(2, 2), torch.ones(2, 4)
 def calls(data: Any, *inputs: Any, kwargs: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
     program = Pipeline(Scaled().eval(), *inputs, kwargs=kwargs).capture().lower().lowered.program
     return [batch.inputs for batch in batches_of(data, program)]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        pytest.param((X, Y), id="tuple"),
+        pytest.param([X, Y], id="list"),
+        pytest.param((X, Y, torch.tensor([1, 2])), id="with labels behind"),
+        pytest.param(((X, Y), torch.tensor([1, 2])), id="(inputs, label)"),
+        pytest.param({"x": X, "y": Y, "label": torch.tensor([1, 2])}, id="by name"),
+        pytest.param(({"y": Y, "x": X}, torch.tensor([1, 2])), id="by name, with a label"),
+    ],
+)
+def test_items_of_many_shapes_are_calls_with_as_many_inputs_as_the_model_has(item: Any) -> None:
+    ((x, y),) = calls([item], X, Y)
+    assert x is X and y is Y
+
+
+@pytest.mark.parametrize("item", [(X, Y, MASK), (X, Y, {"mask": MASK}), {"x": X, "y": Y, "mask": MASK}])
+def test_keyword_inputs_come_by_name_or_behind_the_others(item: Any) -> None:
+    ((x, y, mask),) = calls([item], X, Y, kwargs={"mask": MASK})
+    assert x is X and y is Y and mask is MASK
+
+
+def test_batches_of_another_size_are_cut_and_the_last_is_filled_up() -> None:
+    x, y = torch.arange(15.0).reshape(5, 3), torch.arange(10.0).reshape(5, 2)
+    found = calls([(x, y)], X, Y)
+    rows = [[0, 1], [2, 3], [4, 0]]
+    assert len(found) == 3
+    for (a, b), part in zip(found, rows, strict=True):
+        torch.testing.assert_close(a, x[part])
+        torch.testing.assert_close(b, y[part])
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ([], "the calibration data is empty"),
+        (iter(()), "A generator is empty after its first use"),
+        ([(X, Y), (X,)], "calibration batch 1 has 1 entries; the model takes x"),
+        ([(X, X)], r"calibration batch 0 has y of shape \(2, 3\), and the model takes \(2, 2\)"),
+        ([(X, Y.long())], "calibration batch 0 has y of torch.int64, and the model takes torch.float32"),
+        ([(X, Y), (X, Y * torch.nan)], "calibration batch 1 has NaN in input 1"),
+        ([(X * torch.inf, Y)], "calibration batch 0 has infinite numbers in input 0"),
+        ([{"x": X, "z": Y}], "has x, z and lacks y"),
+        (["cat.png"], "calibration batch 0 is a str; give a tensor"),
+        ([(X, [Y])], "does not nest as the model's inputs do"),
+        ([(X, torch.randn(3, 2))], "a batch size that does not fit"),
+    ],
+)
+def test_what_the_model_does_not_take_is_refused_by_the_batch(data: Any, sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        calls(data, X, Y)
 
 
 def ranged(size: int) -> Any:

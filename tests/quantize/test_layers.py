@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import torchsmith
+from tests.quantize.nets import Gated
 from torchsmith import backends
 from torchsmith.cli import inspect
 from torchsmith.runtime.tensors import to_bytes
@@ -167,20 +168,6 @@ def test_models_of_floats_are_told_as_before() -> None:
     explained = torchsmith.explain(fast)
     assert explained.layers == [] and explained.summary.endswith("0 in PyTorch")
     assert "8-bit" not in str(explained) and "layers" not in explained.segments[0]
-
-
-class Gated(nn.Module):
-    """A depthwise convolution of floats, the gate of what it gives, and a 1×1 convolution of what the gate scales."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.depthwise, self.gate = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
-        self.project, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.depthwise(x))
-        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
-        return self.last(self.project(y))  # type: ignore[no-any-return]
 
 
 def test_calibration_says_why_it_left_layers_in_floats() -> None:

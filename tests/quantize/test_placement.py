@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.quantize.nets import Gated
 from torchsmith.quantize.abilities import Int8Abilities
 from torchsmith.quantize.placement import Placement, place
 from torchsmith.testing.pipeline import Pipeline
@@ -46,20 +47,6 @@ def test_what_is_averaged_for_a_layer_is_int8_before_and_after(adds: bool) -> No
 def test_what_no_layer_gives_is_averaged_as_it_is() -> None:
     found = users(placed(Head(adds=False, normed=True)))
     assert "silu" not in found and found["mean"] == {"linear"}
-
-
-class Gated(nn.Module):
-    """A depthwise convolution, the gate of what it gives, and a 1×1 convolution of what the gate scales."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.depthwise, self.gate = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
-        self.project, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.depthwise(x))
-        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
-        return self.last(self.project(y))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("gated", [True, False])

@@ -54,23 +54,20 @@ def test_float64_is_refused() -> None:
 
 def test_an_op_without_an_emitter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (node,) = graph(Unary("relu"), TensorType((2,), torch.float32)).nodes
-    emit.load_all()
-    monkeypatch.delitem(emit.EMITTERS, Unary)
+    monkeypatch.delitem(emit.emitter.all(), Unary)
     assert emit.refuses(node, {}) == "the openvino backend has no emitter for Unary"
 
 
 def test_a_bug_in_an_emitter_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     (node,) = graph(Unary("relu"), TensorType((2,), torch.float32)).nodes
-    emit.load_all()
-    monkeypatch.setitem(emit.EMITTERS, Unary, lambda e, op, x: 1 / 0)
+    monkeypatch.setitem(emit.emitter.all(), Unary, lambda e, op, x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         emit.refuses(node, {})
 
 
 def test_an_emitter_of_another_type_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     made = graph(Unary("relu"), TensorType((2,), torch.float32))
-    emit.load_all()
-    monkeypatch.setitem(emit.EMITTERS, Unary, lambda e, op, x: ov.opset15.convert(x, "i32"))
+    monkeypatch.setitem(emit.emitter.all(), Unary, lambda e, op, x: ov.opset15.convert(x, "i32"))
     with pytest.raises(AssertionError, match="OpenVINO gives"):
         emit.emit(made)
 

@@ -242,8 +242,8 @@ def test_a_failed_build_names_the_users_line(monkeypatch: pytest.MonkeyPatch) ->
             e.to(e.layer(e.network.add_reduce(found, library.trt().ReduceOperation.SUM, 3, True)), torch.float32), (1, 1)
         )
 
-    whole = emit.load_all()[Unary]
-    monkeypatch.setitem(emit.EMITTERS, Unary, broken)
+    whole = emit.emitter.all()[Unary]
+    monkeypatch.setitem(emit.emitter.all(), Unary, broken)
     with pytest.raises(BuildError) as failed:
         torchsmith.compile(Net().eval(), inputs=[torch.ones(1, 1)], backend="tensorrt", target="sm_89", min_block_size=1)
     said = str(failed.value)

@@ -134,7 +134,7 @@ def test_more_dimensions_than_tensorrt_has_are_refused() -> None:
 
 def test_an_op_without_an_emitter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (node,) = chain(Unary("relu"), of=TensorType((2,), F32)).nodes
-    monkeypatch.delitem(emit.load_all(), Unary)
+    monkeypatch.delitem(emit.emitter.all(), Unary)
     assert emit.refuses(node) == "the tensorrt backend has no emitter for Unary"
 
 
@@ -143,7 +143,7 @@ def test_what_tensorrt_itself_refuses_is_in_its_words(monkeypatch: pytest.Monkey
         return e.reshape_to(x, (5, 5))
 
     (node,) = chain(Unary("relu"), of=TensorType((2, 3), F32)).nodes
-    monkeypatch.setitem(emit.load_all(), Unary, emit_relu)
+    monkeypatch.setitem(emit.emitter.all(), Unary, emit_relu)
     refusal = emit.refuses(node)
     assert (
         refusal is not None and refusal.startswith("TensorRT does not take Unary[relu]: ") and "reshape changes volume" in refusal
@@ -152,7 +152,7 @@ def test_what_tensorrt_itself_refuses_is_in_its_words(monkeypatch: pytest.Monkey
 
 def test_a_bug_in_an_emitter_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     (node,) = chain(Unary("relu"), of=TensorType((2,), F32)).nodes
-    monkeypatch.setitem(emit.load_all(), Unary, lambda e, op, x: 1 / 0)
+    monkeypatch.setitem(emit.emitter.all(), Unary, lambda e, op, x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         emit.refuses(node)
 
@@ -161,7 +161,7 @@ def test_a_bug_in_an_emitter_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_emitter_of_another_type_is_caught(monkeypatch: pytest.MonkeyPatch, wrong: emit.Emitter) -> None:
     node: Node
     (node,) = chain(Unary("relu"), of=TensorType((2, 3), F32)).nodes
-    monkeypatch.setitem(emit.load_all(), Unary, wrong)
+    monkeypatch.setitem(emit.emitter.all(), Unary, wrong)
     with pytest.raises(AssertionError, match="TensorRT gives"):
         emit.refuses(node)
 
@@ -169,6 +169,6 @@ def test_an_emitter_of_another_type_is_caught(monkeypatch: pytest.MonkeyPatch, w
 def test_an_emitter_that_computes_something_else_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """As every emitter is checked."""
     check(Unary("relu"), torch.randn(2, 3))
-    monkeypatch.setitem(emit.load_all(), Unary, lambda e, op, x: e.unary("ABS", x))
+    monkeypatch.setitem(emit.emitter.all(), Unary, lambda e, op, x: e.unary("ABS", x))
     with pytest.raises(AssertionError, match="output0 0: relative error"):
         check(Unary("relu"), torch.randn(2, 3))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -15,15 +11,14 @@ import sympy
 import torch
 from torch import Tensor
 
+from torchsmith.backends.emitters import Emitters
 from torchsmith.errors import Unsupported
 from torchsmith.ir.alone import alone
 from torchsmith.ir.dim import Dim, Shape
 from torchsmith.ir.graph import Graph, Node, Value
-from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 
-Emitter = Callable[..., Any]
-EMITTERS: dict[type[Op], Emitter] = {}
+emitter = Emitters("torchsmith.backends.openvino.emitters")
 
 # OpenVINO's CPU engine has no 64-bit floats (it computes them in 32 bits without a word), so they are refused here.
 ELEMENT_TYPES = {
@@ -37,30 +32,6 @@ ELEMENT_TYPES = {
     torch.uint8: ov.Type.u8,
     torch.bool: ov.Type.boolean,
 }
-
-
-def emitter(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
-    """Register the function that emits these ops.
-
-    It is called as `function(emission, op, *inputs)` with an `openvino.Output` per input, and returns an Output, or a
-    tuple of them where the op has several. It raises Unsupported, with the reason, for what OpenVINO cannot do.
-    """
-
-    def register(function: Emitter) -> Emitter:
-        for kind in kinds:
-            assert kind not in EMITTERS, f"{kind.__name__} has two emitters"
-            EMITTERS[kind] = function
-        return function
-
-    return register
-
-
-@functools.cache
-def load_all() -> dict[type[Op], Emitter]:
-    package = importlib.import_module("torchsmith.backends.openvino.emitters")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return EMITTERS
 
 
 def element_type(dtype: torch.dtype) -> ov.Type:
@@ -78,7 +49,7 @@ class Emission:
         self.outputs: dict[Value, ov.Output] = {}
         self.producers: dict[Value, Node] = {}
         self._sizes: dict[Dim, ov.Output] = {}
-        self.emitters = load_all()
+        self.emitters = emitter.all()
 
     def model(self) -> ov.Model:
         parameters = [self.parameter(value) for value in self.graph.inputs]

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
 import torch
 from torch import Tensor
 
+from torchsmith.backends.emitters import Emitters
 from torchsmith.backends.tensorrt.library import builder, log, said, trt
 from torchsmith.errors import Unsupported
 from torchsmith.ir.alone import alone
 from torchsmith.ir.dim import Dim, Shape
 from torchsmith.ir.graph import Graph, Node, Value
-from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.quantize import Dequantize
 
-Emitter = Callable[..., Any]
-EMITTERS: dict[type[Op], Emitter] = {}
+emitter = Emitters("torchsmith.backends.tensorrt.emitters")
 
 TYPE_NAMES = {
     torch.float32: "FLOAT",
@@ -36,30 +32,6 @@ TYPE_NAMES = {
     torch.uint8: "INT32",  # inside: TensorRT takes uint8 at a network's edge alone
 }
 MAX_RANK = 8
-
-
-def emitter(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
-    """Register the function that emits these ops.
-
-    It is called as `function(emission, op, *inputs)` with an `ITensor` per input, and returns one, or a tuple of them where the
-    op has several. It raises Unsupported, with the reason, for what TensorRT cannot do.
-    """
-
-    def register(function: Emitter) -> Emitter:
-        for kind in kinds:
-            assert kind not in EMITTERS, f"{kind.__name__} has two emitters"
-            EMITTERS[kind] = function
-        return function
-
-    return register
-
-
-@functools.cache
-def load_all() -> dict[type[Op], Emitter]:
-    package = importlib.import_module("torchsmith.backends.tensorrt.emitters")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return EMITTERS
 
 
 def data_type(dtype: torch.dtype) -> Any:
@@ -86,7 +58,7 @@ class Emission:
         self.node: Node
         self.network = builder().create_network(_strongly_typed())
         self.tensors: dict[Value, Any] = {}
-        self.emitters = load_all()
+        self.emitters = emitter.all()
         self._kept: list[Tensor] = []  # TensorRT reads weights when it builds
         self._sizes: dict[Dim, Any] = {}
         self._where = "the edge"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.backends.cuda.float8 import FLOAT8, drawn, linear, narrow, pair
+from tests.backends.cuda.interpreted.configs import GEMM_CONFIGS
 from tests.backends.cuda.simulated import relative, stepped
 from torchsmith.backends.cuda import tactics
 from torchsmith.backends.cuda.steps import Launch
@@ -112,18 +113,7 @@ def test_bytes_flow_between_layers() -> None:
     assert relative([found], [wanted]) < 5e-3
 
 
-CONFIGS = [
-    GemmConfig(16, 32, 32, 4, 2),
-    GemmConfig(32, 16, 64, 4, 3, ahead=True),
-    GemmConfig(16, 32, 32, 4, 2, split_k=3),
-    GemmConfig(32, 32, 32, 4, 2, programs=3, group_m=2),
-    GemmConfig(64, 64, 32, 1, 2),  # the epilogue in halves
-    GemmConfig(16, 16, 32, 1, 2, chains=4),
-    GemmConfig(16, 32, 32, 2, 2, split_k=2, chains=2),
-]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("config", GEMM_CONFIGS, ids=str)
 @pytest.mark.parametrize(("rows", "k", "n"), [(37, 300, 45), (64, 256, 32)])
 def test_configurations(config: GemmConfig, rows: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GemmFloat8Template, "configs", lambda self, e: [config])

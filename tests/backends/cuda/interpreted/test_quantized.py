@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.backends.cuda.interpreted.configs import GEMM_CONFIGS
 from tests.backends.cuda.simulated import check, stepped
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.steps import Launch
@@ -255,18 +256,7 @@ def test_pools_and_concatenations_give_integers() -> None:
     assert sum("Integer" in str(node.op) for node in graph.nodes) == 3
 
 
-CONFIGS = [
-    GemmConfig(16, 32, 32, 4, 2),
-    GemmConfig(32, 16, 64, 4, 3, ahead=True),
-    GemmConfig(16, 32, 32, 4, 2, split_k=3),
-    GemmConfig(32, 32, 32, 4, 2, programs=3, group_m=2),
-    GemmConfig(64, 64, 32, 1, 2),  # the epilogue in halves
-    GemmConfig(16, 16, 32, 1, 2, chains=4),
-    GemmConfig(16, 32, 32, 2, 2, split_k=2, chains=2),
-]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("config", GEMM_CONFIGS, ids=str)
 @pytest.mark.parametrize(("rows", "k", "n"), [(37, 300, 45), (64, 256, 32)])
 def test_configurations(config: GemmConfig, rows: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GemmInt8Template, "configs", lambda self, e: [config])

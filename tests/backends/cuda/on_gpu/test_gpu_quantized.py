@@ -15,17 +15,11 @@ from torch.nn import functional as F
 import torchsmith
 from tests.backends.cuda.on_gpu.nets import HALF, Bert, Cnn, Vit, error, images, made, needs_gpu
 from tests.backends.cuda.on_gpu.test_gpu_kernels import (
-    Drawn,
-    chosen_by,
+    check_any_choice,
     model_of,
     no_recording_without_a_cache,  # noqa: F401 - a fixture
-    references,
 )
-from tests.backends.cuda.simulated import graph_of, relative
-from torchsmith import backends
-from torchsmith.backends.cuda import build, plan
-from torchsmith.backends.cuda.backend import BACKEND
-from torchsmith.backends.cuda.fuse import fuse
+from tests.backends.cuda.simulated import graph_of
 from torchsmith.ptq import DataLoaderCalibrator
 from torchsmith.runtime.compiled import CompiledModule
 
@@ -80,17 +74,7 @@ def rounded(model: nn.Module, given: tuple[Tensor, ...]) -> nn.Module:
 def test_any_choice_of_tactics_is_right(kind: type[nn.Module], seed: int) -> None:
     """Rounding to integers turns a last bit into a step now and then, in PyTorch's half precision as in ours."""
     model, given = model_of(kind)
-    graph, target = graph_of(rounded(model, given), given, HALF), backends.target_of("cuda")
-    chosen, views, packed = chosen_by(Drawn(seed), fuse(graph), target)
-    assert any("Integer" in str(choice.node.op) for choice in chosen)
-    emitted = build.steps_of(chosen, views, packed, {})
-    cubins = build.compile_steps(emitted.steps, int(target.arch.removeprefix("sm_")))
-    engine = plan.write(target, graph.inputs, graph.outputs, [emitted], views, packed.tensors, cubins, build.versions())
-    run = BACKEND.load(engine, target)
-    eager, wanted = references(graph, given)
-    for results in (run([t.cuda() for t in given]), run([t.cuda() for t in given])):
-        found = relative([t.cpu() for t in results], wanted)
-        assert found <= 1.5 * relative(eager, wanted) + 5e-3, (found, relative(eager, wanted), [str(c.tactic) for c in chosen])
+    check_any_choice(graph_of(rounded(model, given), given, HALF), given, seed, 1.5, 5e-3, ["Integer"])
 
 
 @pytest.mark.parametrize("tune", [False, True], ids=["guessed", "tuned"])

@@ -124,14 +124,20 @@ def attend(
     return higher, total, acc
 
 
-def twin(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
-    """The same in plain PyTorch, scores and all. q: (..., L, E), k: (..., S, E), v: (..., S, V)."""
+def scores_of(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """What the softmax of attention takes, in plain PyTorch: float32, (..., L, S)."""
     scores = q.float() @ k.float().transpose(-1, -2) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.float()
     if causal:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~seen, -math.inf)
+    return scores
+
+
+def twin(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """The same in plain PyTorch, scores and all. q: (..., L, E), k: (..., S, E), v: (..., S, V)."""
+    scores = scores_of(q, k, mask, scale, causal)
     return (scores.softmax(-1).nan_to_num(0.0).to(v.dtype).float() @ v.float()).to(v.dtype)
 
 
@@ -139,12 +145,7 @@ def twin_float8(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool, rounded: bool, block_n: int
 ) -> Tensor:
     """The same of float8, `block_n` keys at a time; the result is float32. rounded: exponentials are, to float8."""
-    scores = q.float() @ k.float().transpose(-1, -2) * scale
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask.float()
-    if causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~seen, -math.inf)
+    scores = scores_of(q, k, mask, scale, causal)
     greatest = torch.full_like(scores[..., :1], -math.inf)
     total, acc = torch.zeros_like(greatest), torch.zeros(*scores.shape[:-1], v.shape[-1], device=v.device)
     for start in range(0, scores.shape[-1], block_n):
