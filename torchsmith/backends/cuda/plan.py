@@ -133,16 +133,40 @@ def write(
     built_with: Mapping[str, str],
 ) -> bytes:
     """The engine's bytes. cubins: by `Kernel.key()`."""
-    tensors: dict[str, Tensor] = {}
-    kernels: dict[str, int] = {}
-    kernel_rows: list[dict[str, Any]] = []
-    values: dict[str, Any] = {}
-    used: set[Value] = set()
+    writing = _Writing(views, cubins)
+    rows = [
+        {"at": dict(v.at), "carveout": v.carveout, "steps": [writing.step(s, a) for s, a in zip(v.steps, v.about, strict=True)]}
+        for v in variants
+    ]
+    plan = {
+        "format": FORMAT,
+        "target": target.to_json(),
+        "built_with": dict(built_with),
+        "inputs": [writing.name(v) for v in inputs],
+        "outputs": [writing.name(v) for v in outputs],
+        "values": writing.values,
+        "kernels": writing.kernels,
+        "variants": rows,
+    }
+    held = {v.name: t.contiguous().clone() for v, t in constants.items() if v in writing.used}
+    return bytes(save_tensors({**held, **writing.code}, metadata={"plan": json.dumps(plan)}))
 
-    def name(value: Value) -> str:
-        view = views[value]
-        if value.name not in values:
-            values[value.name] = {
+
+class _Writing:
+    """A plan under way. used: roots of the values named so far. code: machine code, by the names that kernels call it."""
+
+    def __init__(self, views: Mapping[Value, View], cubins: Mapping[str, Cubin]) -> None:
+        self._views, self._cubins = views, cubins
+        self.values: dict[str, Any] = {}
+        self.used: set[Value] = set()
+        self.kernels: list[dict[str, Any]] = []
+        self.code: dict[str, Tensor] = {}
+        self._numbers: dict[str, int] = {}
+
+    def name(self, value: Value) -> str:
+        view = self._views[value]
+        if value.name not in self.values:
+            self.values[value.name] = {
                 "shape": _sizes(value.type.shape),
                 "dtype": _dtype(value.type.dtype),
                 "root": view.root.name,
@@ -150,49 +174,32 @@ def write(
                 "offset": _size(view.offset),
             }
             if view.root is not value:
-                name(view.root)
-            used.add(view.root)
+                self.name(view.root)
+            self.used.add(view.root)
         return value.name
 
-    def kernel(step: Launch) -> int:
+    def kernel(self, step: Launch) -> int:
         key = step.kernel.key()
-        if key not in kernels:
-            cubin = cubins[key]
-            digest = hashlib.sha256(cubin.code).hexdigest()[:16]
-            tensors[_CODE + digest] = torch.frombuffer(bytearray(cubin.code), dtype=torch.uint8)
-            kernels[key] = len(kernel_rows)
-            row = {"code": _CODE + digest, "symbol": cubin.symbol, "threads": cubin.threads, "shared_bytes": cubin.shared_bytes}
-            kernel_rows.append({**row, "pdl": cubin.pdl, "types": [t for _, t in step.kernel.types]})
-        return kernels[key]
+        if key not in self._numbers:
+            cubin = self._cubins[key]
+            code = _CODE + hashlib.sha256(cubin.code).hexdigest()[:16]
+            self.code[code] = torch.frombuffer(bytearray(cubin.code), dtype=torch.uint8)
+            self._numbers[key] = len(self.kernels)
+            row = {"code": code, "symbol": cubin.symbol, "threads": cubin.threads, "shared_bytes": cubin.shared_bytes}
+            self.kernels.append({**row, "pdl": cubin.pdl, "types": [t for _, t in step.kernel.types]})
+        return self._numbers[key]
 
-    def written(step: Step, about: Mapping[str, Any]) -> dict[str, Any]:
+    def step(self, step: Step, about: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(step, Launch):
-            arguments = [{"value": name(a)} if isinstance(a, Value) else _size(a) for a in step.arguments]
-            row = {"kernel": kernel(step), "grid": _sizes(step.grid), "arguments": arguments}
-            return {**row, "writes": [name(v) for v in step.writes], "about": dict(about)}
+            arguments = [{"value": self.name(a)} if isinstance(a, Value) else _size(a) for a in step.arguments]
+            row = {"kernel": self.kernel(step), "grid": _sizes(step.grid), "arguments": arguments}
+            return {**row, "writes": [self.name(v) for v in step.writes], "about": dict(about)}
         attributes = {k: attribute_out(v) for k, v in step.op.attributes().items()}
         return {
-            **{"op": type(step.op).__name__, "attributes": attributes, "inputs": [name(v) for v in step.inputs]},
-            **{"outputs": [name(v) for v in step.outputs], "about": dict(about)},
+            **{"op": type(step.op).__name__, "attributes": attributes, "inputs": [self.name(v) for v in step.inputs]},
+            **{"outputs": [self.name(v) for v in step.outputs], "about": dict(about)},
             **({} if step.tf32 is None else {"tf32": step.tf32}),
         }
-
-    rows = [
-        {"at": dict(v.at), "carveout": v.carveout, "steps": [written(s, a) for s, a in zip(v.steps, v.about, strict=True)]}
-        for v in variants
-    ]
-    plan = {
-        "format": FORMAT,
-        "target": target.to_json(),
-        "built_with": dict(built_with),
-        "inputs": [name(v) for v in inputs],
-        "outputs": [name(v) for v in outputs],
-        "values": values,
-        "kernels": kernel_rows,
-        "variants": rows,
-    }
-    held = {v.name: t.contiguous().clone() for v, t in constants.items() if v in used}
-    return bytes(save_tensors({**held, **tensors}, metadata={"plan": json.dumps(plan)}))
 
 
 def read(engine: bytes) -> tuple[Plan, dict[str, Tensor]]:
