@@ -39,12 +39,6 @@ from torchsmith.sparsity import two_four_mask
 HALF, BFLOAT = torch.float16, torch.bfloat16
 
 
-@pytest.fixture(autouse=True)
-def with_its_own_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not offered yet is tested."""
-    monkeypatch.setattr("torchsmith.backends.cuda.tactics.sparse.HAS_RUN", True)
-
-
 def pruned(rows: int, terms: int, dtype: torch.dtype = HALF) -> Tensor:
     weight = torch.randn(rows, terms, generator=torch.Generator().manual_seed(0))
     return (weight * two_four_mask(weight) * (30 if dtype == torch.int8 else 1)).to(dtype)
@@ -107,13 +101,13 @@ def test_a_product_of_integers() -> None:
     exact = SparseIntegerLinear(CUSPARSELT, torch.int32, 32, 64)
     assert torch.equal(exact.reference(x, packed(weight)).double(), sums)
     assert type_of(exact.reference(x, packed(weight))).matches(exact.infer(type_of(x), type_of(packed(weight))))
-    scaled, scale, bias = SparseIntegerLinear(CUSPARSELT, BFLOAT, 32, 64), torch.rand(32) / 1000, torch.randn(32)
+    scaled, scale, bias = SparseIntegerLinear(CUSPARSELT, BFLOAT, 32, 64), torch.rand(32) / 1000, torch.randn(32).bfloat16()
     y = scaled.reference(x, packed(weight), scale, bias)
     torch.testing.assert_close(y, (sums * scale + bias).bfloat16())
     assert type_of(y).matches(scaled.infer(*map(type_of, (x, packed(weight), scale, bias))))
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("biased", [True, False])
 def test_what_follows_in_the_same_kernel(activation: str, biased: bool) -> None:
     weight, x, bias = pruned(32, 64), torch.randn(2, 64, 4, 4).half(), torch.randn(32).half()
@@ -121,7 +115,7 @@ def test_what_follows_in_the_same_kernel(activation: str, biased: bool) -> None:
     op = SparseLinear(CUSPARSELT, HALF, 32, 64, True, residual=True, activation=activation)
     given = (x, packed(weight), *([bias] * biased), residual)
     wanted = torch.conv2d(x.double(), weight.double()[:, :, None, None], bias.double() if biased else None) + residual
-    wanted = {"none": wanted, "relu": wanted.relu(), "gelu": F.gelu(wanted, approximate="tanh")}[activation]
+    wanted = wanted.relu() if activation == "relu" else wanted
     y = op.reference(*given)
     torch.testing.assert_close(y.double(), wanted, rtol=4e-3, atol=4e-3)
     assert y.is_contiguous(memory_format=torch.channels_last) and type_of(y).matches(op.infer(*map(type_of, given)))
@@ -129,7 +123,7 @@ def test_what_follows_in_the_same_kernel(activation: str, biased: bool) -> None:
 
 def test_integers_with_what_follows() -> None:
     weight, x = pruned(32, 64, torch.int8), torch.randint(-128, 128, (48, 64), dtype=torch.int8)
-    scale, bias, residual = torch.rand(32) / 1000, torch.randn(32), torch.randn(48, 32).half()
+    scale, bias, residual = torch.rand(32) / 1000, torch.randn(32).half(), torch.randn(48, 32).half()
     op = SparseIntegerLinear(CUSPARSELT, HALF, 32, 64, residual=True, activation="relu")
     wanted = ((x.double() @ weight.double().T) * scale + bias + residual).relu().half()
     torch.testing.assert_close(op.reference(x, packed(weight), scale, bias, residual), wanted)
@@ -419,7 +413,7 @@ def test_the_library_says_why_not() -> None:
     ("after", "fused"),
     [
         (nn.ReLU(), True),
-        (nn.GELU(approximate="tanh"), True),
+        (nn.GELU(approximate="tanh"), False),
         (nn.GELU(), False),
         (nn.Sequential(nn.ReLU(), nn.Sigmoid()), False),
         (nn.Identity(), False),

@@ -40,8 +40,11 @@ def build_engine(graph: Graph, target: Target, config: BuildConfig) -> bytes:
 def emit(
     graph: Graph, target: Target, config: BuildConfig, choose: Choose = guess
 ) -> tuple[list[plan.Emitted], dict[Value, View], Packed]:
-    """The steps of every variant. Best guesses compile nothing and look nowhere."""
-    fused = fuse(graph)
+    """The steps of every variant. Best guesses compile nothing and look nowhere.
+
+    Constants are worked on where the engine keeps them, on the CPU: those of a model on a GPU and those that passes make may meet.
+    """
+    fused = fuse(dataclasses.replace(graph, constants={v: t.cpu() for v, t in graph.constants.items()}))
     tf32 = Tf32() if config.disable_tf32 else Tf32.allowed()
     views, packed = place(fused), Packed(fused.constants, tf32)
     choices = choose(fused, views, packed, target, config)

@@ -65,8 +65,8 @@ class SparseLinear(Op):
     x: (..., K), or (B, K, ...) where `channels_first`, 16 bits; weight: bytes, `two_four.packed` of (N, K) in x's dtype; bias: (N,)
     where given. The result has its features where x has them, and they are innermost in memory. M, the number of rows, is a
     multiple of what `LAYOUTS` says. library: "cusparselt" or "cutlass". algorithm: cuSPARSELt's number of a kernel.
-    residual: whether the last input is one, like the result. activation: "none", "relu" or "gelu" (by tanh). These two are
-    cuSPARSELt's alone. Source: torch._cslt_sparse_mm, torch._sparse_semi_structured_linear, cusparseLtMatmul.
+    residual: whether the last input is one, like the result. activation: "none" or "relu". These two are cuSPARSELt's
+    alone. Source: torch._cslt_sparse_mm, torch._sparse_semi_structured_linear, cusparseLtMatmul.
     """
 
     library: str
@@ -114,8 +114,8 @@ class SparseIntegerLinear(Op):
     """x @ weight.T of int8 with weights that are 2:4, exactly in int32; or times a scale, plus a bias and a residual, in 16 bits.
 
     x: (..., K), or (B, K, ...) where `channels_first`; weight: bytes, `two_four.packed` of (N, K) int8. dtype: torch.int32 takes
-    nothing else; torch.float16 and torch.bfloat16 take a scale and a bias, (N,) float32, and cuSPARSELt alone gives them. Otherwise
-    as `SparseLinear`.
+    nothing else; torch.float16 and torch.bfloat16 take a scale, (N,) float32, and a bias, (N,) of that dtype, and cuSPARSELt alone
+    gives them. Otherwise as `SparseLinear`.
     """
 
     library: str
@@ -134,6 +134,7 @@ class SparseIntegerLinear(Op):
         found = result_type(self, x, weight, torch.int8)
         scaled = self.dtype != torch.int32
         wrong = len(more) != 2 * scaled + self.residual or (self.residual and not more[-1].matches(found))
+        wrong |= scaled and [t.dtype for t in more[:2]] != [torch.float32, self.dtype]
         if wrong or (not scaled and (self.residual or self.activation != "none")) or (scaled and self.library != CUSPARSELT):
             given = ", ".join(map(str, more)) or "nothing"
             raise Unsupported(f"{self.library}'s sparse product of int8 to {self.dtype} with {given} for scale, bias and residual")
@@ -194,9 +195,7 @@ def split(more: Sequence[Tensor], residual: bool) -> tuple[Tensor | None, Tensor
 def after(y: Tensor, residual: Tensor | None, activation: str) -> Tensor:
     """What the library does to its sums."""
     y = y if residual is None else y + residual
-    if activation == "none":
-        return y
-    return torch.relu(y) if activation == "relu" else F.gelu(y, approximate="tanh")
+    return torch.relu(y) if activation == "relu" else y
 
 
 def result_type(op: SparseLinear | SparseIntegerLinear, x: TensorType, weight: TensorType, given: torch.dtype) -> TensorType:

@@ -24,12 +24,6 @@ from torchsmith.sparsity import two_four_mask
 
 
 @pytest.fixture(autouse=True)
-def with_its_own_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not offered yet is tested."""
-    monkeypatch.setattr("torchsmith.backends.cuda.tactics.sparse.HAS_RUN", True)
-
-
-@pytest.fixture(autouse=True)
 def sparse_first(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An untimed build takes the first tactic."""
     rest = [name for name in tactics.ORDER if name not in tactics.SPARSE]

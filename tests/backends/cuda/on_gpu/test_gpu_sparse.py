@@ -39,12 +39,6 @@ pytestmark = [
 LIMIT = {HALF: 2e-3, BFLOAT: 1.6e-2}
 
 
-@pytest.fixture(autouse=True)
-def with_its_own_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not offered yet is tested."""
-    monkeypatch.setattr("torchsmith.backends.cuda.tactics.sparse.HAS_RUN", True)
-
-
 def pruned(rows: int, terms: int, seed: int = 0) -> Tensor:
     weight = torch.randn(rows, terms, generator=torch.Generator().manual_seed(seed)) / terms**0.5
     kept: Tensor = weight * two_four_mask(weight)
@@ -97,7 +91,7 @@ def test_scaled_integers(dtype: torch.dtype) -> None:
     n, k = 96, 256
     weight = (pruned(n, k) * 300).round().clamp(-127, 127).to(torch.int8)
     x = torch.randint(-128, 128, (48, k), dtype=torch.int8)
-    scale, bias = torch.rand(n) / 4096, torch.randn(n)
+    scale, bias = torch.rand(n) / 4096, torch.randn(n).to(dtype)
     op = SparseIntegerLinear(CUSPARSELT, dtype, n, k)
     y = op.reference(x.cuda(), op.prepared(packed(weight).cuda()), scale.cuda(), bias.cuda())
     wanted = (x.double() @ weight.double().T) * scale.double() + bias.double()
@@ -204,7 +198,7 @@ def test_an_engine_of_int8() -> None:
 
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT])
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize(("m", "n", "k"), [(8, 32, 64), (392, 96, 128)])
 def test_what_follows_in_the_same_kernel(dtype: torch.dtype, residual: bool, activation: str, m: int, n: int, k: int) -> None:
     weight, x = pruned(n, k).to(dtype), torch.randn(m, k, device="cuda", dtype=dtype)
@@ -222,7 +216,7 @@ def test_integers_with_what_follows(dtype: torch.dtype, residual: bool, activati
     m, n, k = 208, 96, 256
     weight = (pruned(n, k) * 300).round().clamp(-127, 127).to(torch.int8)
     x, more = torch.randint(-128, 128, (m, k), dtype=torch.int8), torch.randn(m, n).to(dtype)
-    scale, bias = torch.rand(n) / 4096, torch.randn(n)
+    scale, bias = torch.rand(n) / 4096, torch.randn(n).to(dtype)
     op = SparseIntegerLinear(CUSPARSELT, dtype, n, k, residual=residual, activation=activation)
     given = (scale, bias, *([more] * residual))
     y = op.reference(x.cuda(), op.prepared(packed(weight).cuda()), *(t.cuda() for t in given))

@@ -1,6 +1,6 @@
 """Linear layers and 1×1 convolutions with 2:4 weights on sparse tensor cores, by cuSPARSELt or CUTLASS.
 
-The library adds the bias, cuSPARSELt also a residual, relu and gelu; what else follows is one pointwise launch. k×k convolutions
+The library adds the bias, cuSPARSELt also a residual and relu; what else follows is one pointwise launch. k×k convolutions
 stay dense: as a product each picture would be written k² times over.
 """
 
@@ -28,9 +28,6 @@ MAINS = ("Linear", "Convolution")
 INTEGER_MAINS = ("IntegerLinear", "IntegerConvolution")
 # Of cuSPARSELt's kernels the one that it takes itself: its search among them ended in an illegal instruction (0.8.0, H200).
 ALGORITHMS = (0,)
-
-# Its own interface, which does what follows in the same kernel, has not met a GPU: it is not offered before its tests there pass.
-HAS_RUN = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class Fusable:
 
 def fused_after(after: Sequence[Node], result: Value) -> Fusable | None:
     """What follows as cuSPARSELt's kernel does it; None where it cannot, and where nothing follows."""
-    if not HAS_RUN or not after or direct.library() is None:
+    if not after or direct.library() is None:
         return None
     nodes, residual = list(after), tuple[Value, ...]()
     if str(nodes[0].op) == "Binary[add]":
@@ -111,7 +108,7 @@ def fused_after(after: Sequence[Node], result: Value) -> Fusable | None:
     if not nodes:
         return Fusable(residual, "none")
     activation = ACTIVATIONS.get(str(nodes[0].op))
-    return None if activation is None or len(nodes) > 1 else Fusable(residual, activation)
+    return Fusable(residual, activation) if activation in direct.ACTIVATIONS and len(nodes) == 1 else None
 
 
 def product_of(e: Emission, *mains: str) -> Parts:

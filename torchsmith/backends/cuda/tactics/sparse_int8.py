@@ -38,7 +38,10 @@ class SparseInt8Config:
 
 @dataclass(frozen=True)
 class Scaled:
-    """What the library's kernel does to the sums. scale, bias: (N,) float32. value: its result; after: the nodes that are left."""
+    """What the library's kernel does to the sums. scale, bias: (N,) float32. value: its result; after: the nodes that are left.
+
+    The library takes the bias in the result's dtype: what rounding it costs is judged when the tactic is tried.
+    """
 
     scale: Tensor
     bias: Tensor
@@ -81,7 +84,7 @@ class SparseInt8Template:
             found = scaled_by(e, parts)
             assert found is not None, f"{e.node} has no scales that follow the product"
             value, after = found.value, found.after
-            inputs += [_channels(e, main, "scale", found.scale), _channels(e, main, "bias", found.bias)]
+            inputs += [_channels(e, main, "scale", found.scale), _channels(e, main, "bias", found.bias.to(value.type.dtype))]
         op = SparseIntegerLinear(config.library, value.type.dtype, *matrix_size(main.inputs[1]), channels_first, config.algorithm)
         if config.fused:
             fused = fused_after(after, value)
