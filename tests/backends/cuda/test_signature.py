@@ -13,6 +13,7 @@ from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
+from torchsmith.ops.quantize import dequantize, quantize
 
 
 def signatures(graph: Graph, at: dict[str, int] | None = None) -> list[str]:
@@ -57,6 +58,19 @@ def test_numbers_are_part_of_it_and_tensors_are_not() -> None:
 
     assert scaled(torch.tensor(2.0)) != scaled(torch.tensor(3.0))
     assert scaled(torch.full((4,), 2.0)) == scaled(torch.full((4,), 3.0))
+
+
+def test_scales_and_zero_points_are_no_other_problem() -> None:
+    def stepped(scale: float, zero_point: int, exponent: float = 3.0) -> str:
+        with Builder() as b:
+            x = b.input(TensorType((4, 4), torch.float32))
+            y = quantize(Binary("pow")(x, b.constant(torch.tensor(exponent))), scale, zero_point, None, -128, 127, torch.int8)
+            graph = b.finish([dequantize(y, scale, zero_point, None, torch.float32)])
+        return "\n".join(signatures(graph))
+
+    assert stepped(0.02, 7) == stepped(0.03, -9)
+    assert stepped(0.02, 7) != stepped(0.02, 0), "without a zero point there is less to do"
+    assert stepped(0.02, 7) != stepped(0.02, 7, 2.0)
 
 
 def test_dynamic_sizes_have_no_names_and_are_bound() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
+import torch
 from torch import Tensor
 
 from torchsmith.backends.cuda.fuse.fused import Fused, flattened
@@ -15,6 +17,8 @@ from torchsmith.backends.cuda.precision import Tf32
 from torchsmith.ir.dim import simplify, symbol, symbols_in
 from torchsmith.ir.graph import Node, Value
 from torchsmith.sparsity.pattern import is_two_four
+
+EIGHT_BITS = frozenset({torch.int8, torch.uint8, torch.float8_e4m3fn})
 
 
 def signature(
@@ -42,8 +46,10 @@ class _Writer:
         self.names: dict[Value, str] = {}
         self.roots: dict[Value, str] = {}
         self.symbols: dict[str, sympy.Symbol] = {}
+        self.quantized = False
 
     def write(self, node: Node, at: Mapping[str, int]) -> str:
+        self.quantized = any(v.type.dtype in EIGHT_BITS for n in flattened([node]) for v in (*n.inputs, *n.outputs))
         lines = [node.op.kind if isinstance(node.op, Fused) else "node"]
         lines += [self.edge(value) for value in dict.fromkeys(node.inputs)]
         for inner in flattened([node]):
@@ -63,11 +69,22 @@ class _Writer:
         """A value that stands in memory."""
         name, tensor = self.name(value), self.constant(value)
         if tensor is not None and tensor.numel() == 1:
-            return f"{name}: {self.type(value)} is {tensor.item()!r}"
+            return f"{name}: {self.type(value)} is {self.number(tensor.item())}"
         view = self.placed[value]
         root = self.roots.setdefault(view.root, f"r{len(self.roots)}")
         where = f"{root} by {self.text(view.strides)} from a multiple of {byte_alignment(view, value.type.dtype)} bytes"
         return f"{name}: {self.type(value)} in {where}" + ("" if tensor is None else _known(tensor))
+
+    def number(self, number: float) -> str:
+        """As text. In what is quantized, scales and zero points are each layer's own, and change nothing but the results.
+
+        Whole numbers may decide how a float's op is written, as exponents do.
+        """
+        if not self.quantized or not math.isfinite(number) or number in (-1, 0, 1):
+            return repr(number)
+        if isinstance(number, float):
+            return repr(number) if number.is_integer() else "a number"
+        return "a whole number"
 
     def type(self, value: Value) -> str:
         return f"{str(value.type.dtype).removeprefix('torch.')}{self.text(value.type.shape)}"
@@ -80,4 +97,4 @@ class _Writer:
             for name in sorted(symbols_in(attribute)):
                 self.symbols.setdefault(name, symbol(f"d{len(self.symbols)}"))
             return str(simplify(attribute.xreplace({symbol(n): s for n, s in self.symbols.items()})))
-        return repr(attribute)
+        return self.number(attribute) if isinstance(attribute, float) else repr(attribute)
