@@ -209,3 +209,31 @@ def test_a_plain_node_has_itself_as_body() -> None:
     node: Node = graph.nodes[0]
     body = body_of(node, {})
     assert len(body.inputs) == 2 and len(body.nodes) == 1 and not body.constants
+
+
+# ---- how long -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rough", "host", "replayed"),
+    [
+        (20.0, 15.0, [10, 200]),  # of 5 µs a run: a thousand microseconds of runs
+        (1e6, 20.0, [1]),  # so long that what the host takes is nothing
+        (170_000.0, 169_000.0, [2, 2]),  # the host's: what the GPU takes is seen in a graph alone
+        (900_000.0, 899_000.0, [1, 1]),
+    ],
+)
+def test_what_the_host_takes_is_no_part_of_it(
+    rough: float, host: float, replayed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def replays(sets: Any, launch: Any, runs: int, *rest: Any) -> float:
+        seen.append(runs)
+        return 5.0 if rough < 1e6 else rough
+
+    monkeypatch.setattr("torchsmith.backends.cuda.timing._timed", lambda act, device: (rough, host))
+    monkeypatch.setattr("torchsmith.backends.cuda.timing._replayed", replays)
+    candidate = called(layers(1))
+    found = Bench(candidate.node, {}, CPU).time(candidate, lambda *_: None, 1 << 20)
+    assert seen == replayed and found == (5.0 if rough < 1e6 else rough)

@@ -111,7 +111,7 @@ class SparseLinear(Op):
 
 @dataclass(frozen=True)
 class SparseIntegerLinear(Op):
-    """x @ weight.T of int8 with weights that are 2:4, exactly in int32; or times a scale, plus a bias and a residual, in 16 bits.
+    """x @ weight.T of int8 with weights that are 2:4, exactly in int32; or times a scale, plus a bias, in 16 bits.
 
     x: (..., K), or (B, K, ...) where `channels_first`; weight: bytes, `two_four.packed` of (N, K) int8. dtype: torch.int32 takes
     nothing else; torch.float16 and torch.bfloat16 take a scale, (N,) float32, and a bias, (N,) of that dtype, and cuSPARSELt alone
@@ -124,20 +124,20 @@ class SparseIntegerLinear(Op):
     terms: int
     channels_first: bool = False
     algorithm: int = 0
-    residual: bool = False
     activation: str = "none"
 
     prepares: ClassVar[int] = 1
+    residual: ClassVar[bool] = False  # beside scales the library's kernels add something else (0.8.0, H200)
 
     def infer(self, x: TensorType, weight: TensorType, *more: TensorType) -> TensorType:  # type: ignore[override]
         check(self, (torch.int32, *HALVES))
         found = result_type(self, x, weight, torch.int8)
         scaled = self.dtype != torch.int32
-        wrong = len(more) != 2 * scaled + self.residual or (self.residual and not more[-1].matches(found))
-        wrong |= scaled and [t.dtype for t in more[:2]] != [torch.float32, self.dtype]
-        if wrong or (not scaled and (self.residual or self.activation != "none")) or (scaled and self.library != CUSPARSELT):
+        wanted = [torch.float32, self.dtype] if scaled else []
+        wrong = [t.dtype for t in more] != wanted or (scaled and self.library != CUSPARSELT)
+        if wrong or (not scaled and self.activation != "none"):
             given = ", ".join(map(str, more)) or "nothing"
-            raise Unsupported(f"{self.library}'s sparse product of int8 to {self.dtype} with {given} for scale, bias and residual")
+            raise Unsupported(f"{self.library}'s sparse product of int8 to {self.dtype} with {given} for scale and bias")
         return found
 
     @property
@@ -148,22 +148,21 @@ class SparseIntegerLinear(Op):
         return compressed_for(self, stored, torch.int8)
 
     def reference(self, x: Tensor, weight: Tensor, *more: Tensor) -> Tensor:  # type: ignore[override]
-        scale, *rest = more or (None,)
-        bias, residual = split(rest, self.residual)
+        scale, bias = more or (None, None)
 
-        def product(rows: Tensor, residual: Tensor | None) -> Tensor:
+        def product(rows: Tensor, _: Tensor | None) -> Tensor:
             if not rows.is_cuda:
                 sums = F.linear(rows.double(), unpacked(weight, torch.int8, self.terms).double())  # exact
                 scaled = sums if scale is None or bias is None else sums * scale + bias
-                return after(scaled, residual, self.activation).to(self.dtype)
+                return after(scaled, None, self.activation).to(self.dtype)
             if self.library == CUTLASS:
                 return cutlass(weight, rows, self.features, None, torch.int32)
-            if residual is None and self.activation == "none":
+            if self.activation == "none":
                 given = weight.view(torch.int8).view(self.features, -1)
                 return cusparselt(given, rows, bias, scale, self.dtype, self.algorithm)
-            return direct.product(weight, rows, self.features, self.dtype, bias, scale, residual, self.activation)
+            return direct.product(weight, rows, self.features, self.dtype, bias, scale, None, self.activation)
 
-        return over_rows(x, residual, self, product)
+        return over_rows(x, None, self, product)
 
 
 def compressed_for(op: SparseLinear | SparseIntegerLinear, stored: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from torchsmith.target import Target
 
 RUN_MICROSECONDS = 1000.0  # that one replay is to take, so that what is around it does not count
 ROUGH_RUNS, MOST_RUNS = 10, 300  # in one graph
+HOST_MICROSECONDS = 500_000.0  # that recording a graph may take: a library that plans each call anew took 170,000 for one
 REPLAYS = 7
 HOPELESS = 1.6  # times the best so far, by a first look: not timed any further
 L2_BYTES = 50 << 20  # where PyTorch does not tell
@@ -204,12 +206,13 @@ class Bench:
         sets = [first]
         for constants in self._copies(candidate, first, l2_bytes):
             sets.append(Memory(self, candidate, given, first, constants))
-        rough = _timed(lambda: first.run(launch), self.device)
-        if rough < RUN_MICROSECONDS / 2:  # else the host's share of it does not matter
-            rough = _replayed(sets, launch, ROUGH_RUNS, 3, self.device)
+        rough, host = _timed(lambda: first.run(launch), self.device)
+        most = max(1, min(MOST_RUNS, int(HOST_MICROSECONDS / host)))
+        if rough < RUN_MICROSECONDS / 2 or host > rough / 2:  # else the host's share of it does not matter
+            rough = _replayed(sets, launch, min(ROUGH_RUNS, most), 3, self.device)
         if self.best is not None and rough > HOPELESS * self.best:
             return rough
-        runs = max(1, min(MOST_RUNS, int(RUN_MICROSECONDS / max(rough, 0.1))))
+        runs = max(1, min(most, int(RUN_MICROSECONDS / max(rough, 0.1))))
         found = _replayed(sets, launch, runs, REPLAYS if rough < RUN_MICROSECONDS else 3, self.device)
         self.best = found if self.best is None else min(self.best, found)
         return found
@@ -256,14 +259,16 @@ def _replayed(sets: Sequence[Memory], launch: Launcher, runs: int, replays: int,
     return 1000.0 * statistics.median(times) / runs
 
 
-def _timed(act: Callable[[], None], device: torch.device) -> float:
-    """Microseconds of what is enqueued, what the host takes for it included."""
+def _timed(act: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """Microseconds of what is enqueued, what the host takes for it included; and of the host's part alone."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     first.record(torch.cuda.current_stream(device))
+    started = time.perf_counter()
     act()
+    host = 1e6 * (time.perf_counter() - started)
     last.record(torch.cuda.current_stream(device))
     last.synchronize()
-    return 1000.0 * float(first.elapsed_time(last))
+    return 1000.0 * float(first.elapsed_time(last)), host
 
 
 def _wake(device: torch.device) -> None:

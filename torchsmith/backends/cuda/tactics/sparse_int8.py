@@ -25,7 +25,7 @@ from torchsmith.ir.graph import Node, Value
 
 @dataclass(frozen=True)
 class SparseInt8Config:
-    """scaled: whether the library's kernel multiplies by the scales; fused: whether what follows that is in it too.
+    """scaled: whether the library's kernel multiplies by the scales; fused: whether relu, which follows that, is in it too.
 
     library, algorithm: see `SparseIntegerLinear`.
     """
@@ -58,7 +58,7 @@ class SparseInt8Template:
         parts = product_of(e, *INTEGER_MAINS)
         given = libraries(e, parts, 1)
         scales = scaled_by(e, parts)
-        can = [fused for fused in (True, False) if scales and (not fused or fused_after(scales.after, scales.value))]
+        can = [fused for fused in (True, False) if scales and (not fused or relu_after(scales))]
         found = [SparseInt8Config(c.library, True, c.algorithm, fused) for fused in can for c in given if c.library == CUSPARSELT]
         found += [SparseInt8Config(c.library, False, c.algorithm) for c in given]
         fitting = [c for c in found if self._refusal(e, c) is None]
@@ -87,10 +87,7 @@ class SparseInt8Template:
             inputs += [_channels(e, main, "scale", found.scale), _channels(e, main, "bias", found.bias.to(value.type.dtype))]
         op = SparseIntegerLinear(config.library, value.type.dtype, *matrix_size(main.inputs[1]), channels_first, config.algorithm)
         if config.fused:
-            fused = fused_after(after, value)
-            assert fused is not None, f"{e.node} has nothing after its scales that cuSPARSELt does"
-            op = replace(op, residual=bool(fused.residual), activation=fused.activation)
-            e.call(op, (*inputs, *fused.residual), (output,))
+            e.call(replace(op, activation="relu"), inputs, (output,))
             return
         if not after:
             e.call(op, inputs, (output,))
@@ -100,6 +97,12 @@ class SparseInt8Template:
         planned = plan_after(e, result, renamed(after, value, result), (output,))
         e.call(op, inputs, (result,))
         emit_after(e, planned)
+
+
+def relu_after(scaled: Scaled) -> bool:
+    """Whether relu is all that follows the scales, and the library does it."""
+    found = fused_after(scaled.after, scaled.value)
+    return found is not None and not found.residual
 
 
 def scaled_by(e: Emission, parts: Parts) -> Scaled | None:
