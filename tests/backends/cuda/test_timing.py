@@ -234,6 +234,8 @@ def test_what_the_host_takes_is_no_part_of_it(
 
     monkeypatch.setattr("torchsmith.backends.cuda.timing._timed", lambda act, device: (rough, host))
     monkeypatch.setattr("torchsmith.backends.cuda.timing._replayed", replays)
-    candidate = called(layers(1))
+    with Builder() as b:
+        graph = b.finish([Unary("relu")(b.input(TensorType((4, 4), torch.float32)))])
+    candidate = called(graph)
     found = Bench(candidate.node, {}, CPU).time(candidate, lambda *_: None, 1 << 20)
     assert seen == replayed and found == (5.0 if rough < 1e6 else rough)
