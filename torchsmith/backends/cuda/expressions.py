@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -222,32 +223,76 @@ def _cast(node: Node, names: Sequence[str]) -> str:
         return names[0]
     if given.is_floating_point and wanted in (torch.uint8, torch.int8, torch.int16):
         return f"{names[0]}.to(tl.int32)"  # out of range they wrap around, as on the CPU
+    if given in (torch.int8, torch.uint8) and register_type(wanted) == "fp32":
+        return f"whole({names[0]}, 0.0)"
     return f"{names[0]}.to(tl.{python_type(register_type(wanted))})"
 
 
-def _quantize(node: Node, names: Sequence[str]) -> str | None:
-    """Multiplied by the reciprocal, as the reference does, which is a number here where the scale is one."""
+@dataclass(frozen=True)
+class Steps:
+    """A quantized value less its zero point: scaled, rounded, within low..high. Everything is text; zero: "" for none."""
+
+    scaled: str
+    low: str
+    high: str
+    zero: str
+
+    def number(self) -> str:
+        return f"rounded({self.scaled}, {self.low}, {self.high})"
+
+    def never_negative(self) -> bool:
+        """Whether what is less than 0 becomes 0."""
+        return _number(self.low) == 0
+
+
+def steps_of(node: Node, names: Sequence[str]) -> Steps | None:
+    """Of a `Quantize` of one scale to integers; None for others.
+
+    Multiplied by the reciprocal, as the reference does, which is a number here where the scale is one.
+    """
     op: Any = node.op
-    if op.axis is not None:
+    if op.axis is not None or op.dtype.is_floating_point:
         return None
-    scale = _number(names[1])
-    scaled = f"{names[0]} * {f'tl.div_rn(1.0, {names[1]})' if scale is None else literal((1.0 / torch.tensor(scale)).item())}"
-    if op.dtype.is_floating_point:
-        return scaled  # GPUs' casts to these saturate: PTX ISA, cvt.rn.satfinite.e4m3x2.f32
-    if len(names) == 2:
-        return f"quantized({scaled}, {float(op.low)}, {float(op.high)})"
-    zero = _number(names[2])
+    zero = _number(names[2]) if len(names) > 2 else 0.0
     if zero is None:
         wide = f"{names[2]}.to(tl.float32)"
-        return f"quantized({scaled}, {float(op.low)} - {wide}, {float(op.high)} - {wide}) + {names[2]}.to(tl.int32)"
-    return f"quantized({scaled}, {op.low - zero}, {op.high - zero}) + {int(zero)}"
+        return Steps(_scaled(names), f"{float(op.low)} - {wide}", f"{float(op.high)} - {wide}", zero_text(names))
+    return Steps(_scaled(names), repr(op.low - zero), repr(op.high - zero), zero_text(names))
+
+
+def zero_text(names: Sequence[str]) -> str:
+    """The zero point among the operands of a pair's half, as an integer; "" where there is none."""
+    if len(names) < 3:
+        return ""
+    zero = _number(names[2])
+    return f"{names[2]}.to(tl.int32)" if zero is None else repr(int(zero))
+
+
+def _scaled(names: Sequence[str]) -> str:
+    scale = _number(names[1])
+    return f"{names[0]} * {f'tl.div_rn(1.0, {names[1]})' if scale is None else literal((1.0 / torch.tensor(scale)).item())}"
+
+
+def _quantize(node: Node, names: Sequence[str]) -> str | None:
+    op: Any = node.op
+    if op.axis is None and op.dtype.is_floating_point:
+        return _scaled(names)  # GPUs' casts to these saturate: PTX ISA, cvt.rn.satfinite.e4m3x2.f32
+    steps = steps_of(node, names)
+    if steps is None:
+        return None
+    return f"quantized({steps.scaled}, {steps.low}, {steps.high})" + (f" + {steps.zero}" if steps.zero else "")
 
 
 def _dequantize(node: Node, names: Sequence[str]) -> str | None:
     op: Any = node.op
     if op.axis is not None:
         return None
-    number = f"{names[0]}.to(tl.{python_type(register_type(op.dtype))})"
+    register = register_type(op.dtype)
+    if node.inputs[0].type.dtype in (torch.int8, torch.uint8) and register == "fp32":
+        zero = _number(names[2]) if len(names) > 2 else 0.0
+        if zero is not None:
+            return f"(whole({names[0]}, {zero!r}) * {names[1]})"
+    number = f"{names[0]}.to(tl.{python_type(register)})"
     if len(names) > 2:
         number = f"({number} - {names[2]})"
     return f"({number} * {names[1]})"

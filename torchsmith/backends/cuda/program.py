@@ -9,11 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from torchsmith.backends.cuda.emission import TRITON_TYPES
-from torchsmith.backends.cuda.expressions import expression, literal, no_integer, python_type, register_type
+from torchsmith.backends.cuda.expressions import (
+    Steps,
+    expression,
+    literal,
+    no_integer,
+    python_type,
+    register_type,
+    steps_of,
+    zero_text,
+)
 from torchsmith.backends.cuda.layout import Placed
 from torchsmith.backends.cuda.steps import Hook
 from torchsmith.errors import Unsupported
@@ -55,6 +65,8 @@ class HookWriter:
     places: list[str] = field(default_factory=list)
     loads: dict[int, tuple[str, str]] = field(default_factory=dict)
     names: dict[Value, str] = field(default_factory=dict)
+    quantized: dict[Value, Steps] = field(default_factory=dict)  # what the hook itself quantizes
+    relus: dict[Value, Value] = field(default_factory=dict)  # with what they are of
 
     def operand(self, value: Value) -> str:
         if value not in self.operands:
@@ -163,8 +175,26 @@ class HookWriter:
 
                 read(self, node, space, mask)
                 continue
-            inputs = [self.load(v, space, mask) for v in node.inputs]
-            self.names[node.outputs[0]] = self.add(expression(node, inputs))
+            (result,) = node.outputs
+            kind, inputs = str(node.op), [self.load(v, space, mask) for v in node.inputs]
+            if kind == "Unary[relu]":
+                self.relus[result] = node.inputs[0]
+            if type(node.op).__name__ == "Quantize" and (steps := steps_of(node, inputs)) is not None:
+                if node.inputs[0] in self.relus and steps.never_negative():  # its limits do what relu does
+                    inputs[0] = self.names[self.relus[node.inputs[0]]]
+                    steps = steps_of(node, inputs)
+                    assert steps is not None, f"{node} is quantized with relu"
+                self.quantized[result] = steps
+            found = self._dequantized(node, inputs) if type(node.op).__name__ == "Dequantize" else None
+            self.names[result] = self.add(found or expression(node, inputs))
+
+    def _dequantized(self, node: Node, names: Sequence[str]) -> str | None:
+        """Of what the hook itself quantized, with the same zero point: the number was never made an integer."""
+        steps = self.quantized.get(node.inputs[0])
+        op: Any = node.op
+        if steps is None or op.axis is not None or register_type(op.dtype) != "fp32":
+            return None
+        return f"({steps.number()} * {names[1]})" if zero_text(names) == steps.zero else None
 
     def _fresh(self) -> str:
         return f"v{len(self.lines)}"

@@ -16,15 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from torchsmith.backends.cuda.kernels.common import let_next_start, wait_for_inputs
+from torchsmith.backends.cuda.kernels.functions import whole
 
 
 @triton.jit
 def number(x, ZERO: tl.constexpr):
     """What was loaded, in float32; ZERO stands for 0."""
-    if ZERO == 0:
-        return x.to(tl.float32)
-    else:
-        return x.to(tl.float32) - ZERO
+    return whole(x, ZERO) if x.dtype.is_int() else x.to(tl.float32)
 
 
 @triton.jit

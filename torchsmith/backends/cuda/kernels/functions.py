@@ -72,6 +72,27 @@ def quantized(x, low, high):
 
 
 @triton.jit
+def rounded(x, low, high):
+    """What `quantized` gives as a float: there and back, a GPU converts few numbers a cycle."""
+    x = tl.minimum(tl.maximum(x, low), high)
+    return round_even(x) if x.dtype == tl.float64 else (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def whole(x, less):
+    """x - less in float32, exactly, of int8 and uint8 by way of 2^23 + x, which has x in its last bits: conversions are slow.
+
+    x: a kernel may have made a wider number of it. less: whole, below 2^21.
+    """
+    if x.dtype == tl.int8:  # the first bit turned, it counts from -128
+        return (x.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x4B000080).to(tl.float32, bitcast=True) - (8388736.0 + less)
+    elif x.dtype == tl.uint8:
+        return (x.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + less)
+    else:
+        return x.to(tl.float32) - less
+
+
+@triton.jit
 def tan(x):
     return tl.sin(x) / tl.cos(x)
 

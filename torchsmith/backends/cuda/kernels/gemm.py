@@ -180,7 +180,8 @@ def multiply(
             w = load_tile(b_tile, col_mask, left[:, None], EVEN_N, EVEN_K)
             if PROLOGUE is not None:
                 x = PROLOGUE(
-                    x.to(tl.float32), batch, row0, rows[:, None], first + ks[None, :], row_mask, left[None, :],
+                    x if x.dtype.is_int() else x.to(tl.float32),
+                    batch, row0, rows[:, None], first + ks[None, :], row_mask, left[None, :],
                     e0, e1, e2, e3, e4, e5, e6, e7, z0, z1, z2, z3,
                 )  # fmt: skip
                 # past K x and the gate are zeros, and so is this: a choice here would move x to a layout of its own
