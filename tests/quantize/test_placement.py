@@ -64,3 +64,11 @@ def test_large_kernels_on_pixels_are_quantized_where_engines_gain_by_them(size: 
     road = Pipeline(nn.Conv2d(3, 8, size).eval(), torch.randn(1, 3, 16, 16)).capture().lower()
     found = place(road.lowered.program, int8=Int8Abilities(pixels=pixels))
     assert len(found.layers) == quantized and len(found.kept) == (not quantized)
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_layer_whose_kernel_adds_a_residual_rounds_nothing_before_it(adds: bool) -> None:
+    road = Pipeline(Head(adds=True).eval(), torch.randn(2, 8, 6, 6)).capture().lower()
+    by_name = users(place(road.lowered.program, int8=Int8Abilities(adds=adds)))
+    assert ("conv2d_1" in by_name) == (not adds)
+    assert "add" in by_name["relu"], "what it adds is read from memory"

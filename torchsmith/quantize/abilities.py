@@ -16,6 +16,7 @@ class Int8Abilities:
     gated: a 1×1 convolution of what a squeeze-and-excite's gate scales is worth computing in int8. Where not, what the gate scales
     is quantized instead: an engine that scales as its product loads then reads int8, and nothing writes what is scaled.
     pixels: so is a convolution of pixels, as far as it sums up enough of them.
+    adds: a layer's kernel adds a residual to its own result. That result never stands in memory, and is not rounded for the sum.
     unsigned: numbers that are never negative may take 256 steps from 0, and not 127.
     fp8_since: the least compute capability, as 89 for 8.9, whose GPUs get kernels of float8_e4m3fn; 0 where any device computes
     what it means, None where there is no such engine.
@@ -24,6 +25,7 @@ class Int8Abilities:
     mixes_floats: bool = True
     gated: bool = True
     pixels: bool = False
+    adds: bool = False
     unsigned: bool = True
     fp8_since: int | None = None
 

@@ -209,7 +209,7 @@ class Budgeted:
             assert self.model.calibration is not None
             layers = [layer for layer in whole.layers if precisions.get(layer.node.name) == layer.dtype]
             attentions = [node for node in whole.attentions if precisions.get(node.name) in FORMATS]
-            placement = apart(among(program, layers, self.model.skip_layers, attentions), self.model.calibration.ranges)
+            placement = apart(among(program, layers, self.model.skip_layers, attentions, whole.int8), self.model.calibration.ranges)
             calibration = with_ranges(placement, self.model.calibration)
             correct_biases(program, placement, calibration)
             insert(program, placement, calibration)
@@ -279,7 +279,9 @@ class Budgeted:
             assert model.calibration is not None
             layers = [layer for layer in model.placement.layers if precisions.get(layer.node) == layer.dtype]
             attentions = [node for node in model.placement.attentions if precisions.get(node) in FORMATS]
-            placement = apart(among(model.program, layers, model.skip_layers, attentions), model.calibration.ranges)
+            placement = apart(
+                among(model.program, layers, model.skip_layers, attentions, model.placement.int8), model.calibration.ranges
+            )
             eight = eight_bit_rounding(model.program, placement, with_ranges(placement, model.calibration))
         floats = {node: dtype for node, dtype in precisions.items() if dtype not in FORMATS}
         return joint_rounding(model.program, eight, floats, ladder.family.floats[0], self.kinds)

@@ -1,8 +1,9 @@
 """Where int8 and fp8 go: which layers compute in them, and which of the program's values are therefore quantized.
 
 Matrix layers (convolution, linear, products with constant weights) take int8, and so does the sum of two branches whose result
-flows into one. A quantized value is moved up through ops that commute with rounding (max pooling, reshapes, concatenation), so
-that int8 flows between layers; not through ReLU, behind which numbers are never negative and get 8 bits of magnitude.
+flows into one, with its branches; on engines whose kernels add as they go, without the one that is added up so. A quantized value
+is moved up through ops that commute with rounding (max pooling, reshapes, concatenation), so that int8 flows between layers; not
+through ReLU, behind which numbers are never negative and get 8 bits of magnitude.
 
 What stays higher: convolutions on pixels (but for those of large kernels, on engines that gain by them), the gates of
 squeeze-and-excite (small layers on pooled data that scale whole channels), attention's products of activations, depthwise
@@ -76,13 +77,14 @@ class Point:
 @dataclass(frozen=True)
 class Placement:
     """attentions: nodes that compute in fp8, and have no weight. kept: by the names of nodes, why others with a constant weight
-    are no layers.
+    are no layers. int8: what it goes by.
     """
 
     layers: tuple[Layer, ...]
     points: tuple[Point, ...]
     attentions: tuple[fx.Node, ...] = ()
     kept: Mapping[str, str] = field(default_factory=dict)
+    int8: Int8Abilities = ALL
 
     def dtypes(self) -> dict[fx.Node, torch.dtype]:
         """What every layer and attention is quantized to."""
@@ -128,7 +130,7 @@ def place(
         else:
             layers.append(made)
     attentions = _attentions(program, skipped) if FP8 in formats else ()
-    return replace(_placement(program, layers, attentions, weights, skipped, scaled), kept=kept)
+    return replace(_placement(program, layers, attentions, weights, skipped, int8, scaled), kept=kept)
 
 
 def _attentions(program: ExportedProgram, skipped: set[fx.Node]) -> tuple[fx.Node, ...]:
@@ -141,9 +143,10 @@ def among(
     layers: Collection[Layer],
     skip_layers: Collection[str] = (),
     attentions: Collection[fx.Node] = (),
+    int8: Int8Abilities = ALL,
 ) -> Placement:
     """The placement where only these of `place`'s layers and attentions are quantized, in the program's order."""
-    return _placement(program, layers, attentions, weights_of(program), skipped_nodes(program, skip_layers))
+    return _placement(program, layers, attentions, weights_of(program), skipped_nodes(program, skip_layers), int8)
 
 
 def apart(placement: Placement, names: Collection[str]) -> Placement:
@@ -189,6 +192,7 @@ def _placement(
     attentions: Collection[fx.Node],
     weights: set[str],
     skipped: set[fx.Node],
+    int8: Int8Abilities,
     scaled: Mapping[fx.Node, set[fx.Node]] | None = None,
 ) -> Placement:
     """scaled: what is quantized to int8 besides the layers' inputs, and for whom."""
@@ -203,8 +207,8 @@ def _placement(
             takers[FP8].setdefault(source, set()).add(node)  # type: ignore[arg-type]
     points: tuple[Point, ...] = ()
     for dtype, wanting in takers.items():
-        points += _points(program, wanting, weights, skipped, dtype, len({point.group for point in points}))
-    return Placement(tuple(layers), points, tuple(attentions))
+        points += _points(program, wanting, weights, skipped, dtype, len({point.group for point in points}), int8.adds)
+    return Placement(tuple(layers), points, tuple(attentions), int8=int8)
 
 
 def name_of_point(node: fx.Node, dtype: torch.dtype) -> str:
@@ -242,8 +246,10 @@ def _points(
     skipped: set[fx.Node],
     dtype: torch.dtype,
     group: int,
+    adds: bool,
 ) -> tuple[Point, ...]:
     """The values to quantize. takers: for each value the nodes that want it in the dtype. group: the least number for one.
+    adds: see `Int8Abilities`.
 
     Sums and means go on in int8, and not in fp8, which adds up too roughly.
     """
@@ -266,7 +272,7 @@ def _points(
                 groups.join(node, source)
             continue
         if is_sum:
-            for source in above:
+            for source in _stored(above, weights) if adds else above:
                 takers.setdefault(source, set()).add(node)
         if wanting:
             following = {u for u in node.users if is_int8 and u.target in _FOLLOWING and u not in skipped}
@@ -318,6 +324,12 @@ def _is_sum_for(node: fx.Node, takers: dict[fx.Node, set[fx.Node]], weights: set
     if not same_shape(left.meta["val"], right.meta["val"]) or not left.meta["val"].is_floating_point():
         return False
     return bool(takers.get(node)) or any(u.target in POINTWISE and takers.get(u) for u in node.users)
+
+
+def _stored(addends: Collection[fx.Node], weights: set[str]) -> list[fx.Node]:
+    """Of a sum's branches those that another kernel has written: the last layer that nothing else reads adds up as it goes."""
+    layers = [n for n in addends if len(n.users) == 1 and layer_of(n, weights) is not None]
+    return [n for n in addends if not layers or n is not max(layers)]
 
 
 class _Groups:

@@ -85,7 +85,7 @@ def _alone(
 ) -> Rounding:
     layers = [layer for layer in placement.layers if layer.node is node]
     attentions = [attention for attention in placement.attentions if attention is node]
-    alone = apart(among(program, layers, skip_layers, attentions), calibration.ranges)
+    alone = apart(among(program, layers, skip_layers, attentions, placement.int8), calibration.ranges)
     return eight_bit_rounding(program, alone, with_ranges(alone, calibration))
 
 

@@ -18,7 +18,8 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120
 
 class CudaBackend:
     name = "cuda"
-    int8 = Int8Abilities(gated=False, fp8_since=LEAST_ARCHITECTURE)  # not gated: the product's kernel scales what it loads
+    # not gated: the product's kernel scales what it loads
+    int8 = Int8Abilities(gated=False, adds=True, fp8_since=LEAST_ARCHITECTURE)
 
     def available(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
