@@ -2,9 +2,8 @@
 
     out = activation(scale * (rows @ weight.T) + residual + bias)
 
-The library is the one that PyTorch has loaded. Each call describes its matrices anew, as PyTorch's does: that takes the host some
-ten microseconds, and an engine calls once a graph. It refuses gelu after products of 16 bits (0.8.0, H200).
-Source: cusparseLt.h of cuSPARSELt 0.8.
+The library is the one that PyTorch has loaded. Each call describes its matrices anew, as PyTorch's does, and an engine calls once a
+graph. It refuses gelu after products of 16 bits (0.8.0, H200). Source: cusparseLt.h of cuSPARSELt 0.8.
 """
 
 from __future__ import annotations
@@ -87,8 +86,8 @@ def product(
 ) -> Tensor:
     """(M, N) of `dtype`. weight: (N, K), compressed, flat; rows: (M, K), of 16 bits or int8; residual: (M, N); all contiguous.
 
-    bias: (N,), of `dtype`. scale: (N,) float32. Everything on the current device, in addresses
-    that are multiples of 16 bytes. Raises RuntimeError with the library's words where it refuses.
+    bias: (N,), of `dtype`. scale: (N,) float32. Everything on the current device, in addresses that are multiples of 16 bytes.
+    Raises RuntimeError with the library's words where it refuses.
     """
     out = torch.empty(rows.shape[0], features, dtype=dtype, device=rows.device)
     handle = _handle(rows.device.index)

@@ -256,8 +256,8 @@ def steps_of(node: Node, names: Sequence[str]) -> Steps | None:
     zero = _number(names[2]) if len(names) > 2 else 0.0
     if zero is None:
         wide = f"{names[2]}.to(tl.float32)"
-        return Steps(_scaled(names), f"{float(op.low)} - {wide}", f"{float(op.high)} - {wide}", zero_text(names))
-    return Steps(_scaled(names), repr(op.low - zero), repr(op.high - zero), zero_text(names))
+        return Steps(scaled_text(names), f"{float(op.low)} - {wide}", f"{float(op.high)} - {wide}", zero_text(names))
+    return Steps(scaled_text(names), repr(op.low - zero), repr(op.high - zero), zero_text(names))
 
 
 def zero_text(names: Sequence[str]) -> str:
@@ -268,7 +268,7 @@ def zero_text(names: Sequence[str]) -> str:
     return f"{names[2]}.to(tl.int32)" if zero is None else repr(int(zero))
 
 
-def _scaled(names: Sequence[str]) -> str:
+def scaled_text(names: Sequence[str]) -> str:
     scale = _number(names[1])
     return f"{names[0]} * {f'tl.div_rn(1.0, {names[1]})' if scale is None else literal((1.0 / torch.tensor(scale)).item())}"
 
@@ -276,7 +276,7 @@ def _scaled(names: Sequence[str]) -> str:
 def _quantize(node: Node, names: Sequence[str]) -> str | None:
     op: Any = node.op
     if op.axis is None and op.dtype.is_floating_point:
-        return _scaled(names)  # GPUs' casts to these saturate: PTX ISA, cvt.rn.satfinite.e4m3x2.f32
+        return scaled_text(names)  # GPUs' casts to these saturate: PTX ISA, cvt.rn.satfinite.e4m3x2.f32
     steps = steps_of(node, names)
     if steps is None:
         return None

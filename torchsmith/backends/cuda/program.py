@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from torchsmith.backends.cuda.expressions import (
     no_integer,
     python_type,
     register_type,
+    scaled_text,
     steps_of,
     zero_text,
 )
@@ -179,14 +180,20 @@ class HookWriter:
             kind, inputs = str(node.op), [self.load(v, space, mask) for v in node.inputs]
             if kind == "Unary[relu]":
                 self.relus[result] = node.inputs[0]
-            if type(node.op).__name__ == "Quantize" and (steps := steps_of(node, inputs)) is not None:
-                if node.inputs[0] in self.relus and steps.never_negative():  # its limits do what relu does
-                    inputs[0] = self.names[self.relus[node.inputs[0]]]
-                    steps = steps_of(node, inputs)
-                    assert steps is not None, f"{node} is quantized with relu"
-                self.quantized[result] = steps
+            if type(node.op).__name__ == "Quantize":
+                self._passing_over_relu(node, inputs)
             found = self._dequantized(node, inputs) if type(node.op).__name__ == "Dequantize" else None
             self.names[result] = self.add(found or expression(node, inputs))
+
+    def _passing_over_relu(self, node: Node, names: list[str]) -> None:
+        """Notes how a value is quantized; of relu's result, what relu is of, where the limits do as much."""
+        steps = steps_of(node, names)
+        if steps is None or register_type(node.inputs[0].type.dtype) != "fp32":
+            return
+        if steps.never_negative() and node.inputs[0] in self.relus:
+            names[0] = self.names[self.relus[node.inputs[0]]]
+            steps = replace(steps, scaled=scaled_text(names))
+        self.quantized[node.outputs[0]] = steps
 
     def _dequantized(self, node: Node, names: Sequence[str]) -> str | None:
         """Of what the hook itself quantized, with the same zero point: the number was never made an integer."""

@@ -78,12 +78,12 @@ class _Writer:
     def number(self, number: float) -> str:
         """As text. In what is quantized, scales and zero points are each layer's own, and change nothing but the results.
 
-        Whole numbers may decide how a float's op is written, as exponents do.
+        Whole numbers and halves may decide how a float's op is written, as exponents do.
         """
         if not self.quantized or not math.isfinite(number) or number in (-1, 0, 1):
             return repr(number)
         if isinstance(number, float):
-            return repr(number) if number.is_integer() else "a number"
+            return repr(number) if (2 * number).is_integer() else "a number"
         return "a whole number"
 
     def type(self, value: Value) -> str:

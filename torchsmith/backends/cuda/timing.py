@@ -25,7 +25,7 @@ from torchsmith.target import Target
 
 RUN_MICROSECONDS = 1000.0  # that one replay is to take, so that what is around it does not count
 ROUGH_RUNS, MOST_RUNS = 10, 300  # in one graph
-HOST_MICROSECONDS = 500_000.0  # that recording a graph may take: a library that plans each call anew took 170,000 for one
+HOST_MICROSECONDS = 500_000.0  # that recording a graph may take: libraries may plan each call anew
 REPLAYS = 7
 HOPELESS = 1.6  # times the best so far, by a first look: not timed any further
 L2_BYTES = 50 << 20  # where PyTorch does not tell

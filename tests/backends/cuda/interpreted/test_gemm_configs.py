@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.backends.cuda.interpreted.configs import GEMM_CONFIGS
 from tests.backends.cuda.simulated import check, graph_of, run
 from torchsmith import Input
 from torchsmith.backends.cuda.tactics.gemm import TEMPLATE, GemmTemplate
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig, gemm_configs
 
-CONFIGS = [
-    GemmConfig(16, 32, 16, 4, 2),
-    GemmConfig(32, 16, 32, 4, 3, ahead=True),
-    GemmConfig(16, 32, 16, 4, 2, split_k=3),
-    GemmConfig(32, 32, 16, 4, 2, programs=3, group_m=2),
-    GemmConfig(64, 64, 16, 1, 2),  # the epilogue in halves
-    GemmConfig(16, 16, 16, 1, 2, chains=4),
-    GemmConfig(16, 32, 16, 2, 2, split_k=2, chains=2),
-]
+CONFIGS = [replace(config, block_k=config.block_k // 2) for config in GEMM_CONFIGS]  # of twice the bytes an element
 
 
 class Gated(nn.Module):

@@ -73,14 +73,13 @@ def quantized(x, low, high):
 
 @triton.jit
 def rounded(x, low, high):
-    """What `quantized` gives as a float: there and back, a GPU converts few numbers a cycle."""
-    x = tl.minimum(tl.maximum(x, low), high)
-    return round_even(x) if x.dtype == tl.float64 else (x + 12582912.0) - 12582912.0
+    """What `quantized` gives, of float32 and as it, without a conversion there and back."""
+    return (tl.minimum(tl.maximum(x, low), high) + 12582912.0) - 12582912.0
 
 
 @triton.jit
 def whole(x, less):
-    """x - less in float32, exactly, of int8 and uint8 by way of 2^23 + x, which has x in its last bits: conversions are slow.
+    """x - less in float32, exactly, of int8 and uint8 by way of 2^23 + x, which has x in its last bits, without a conversion.
 
     x: a kernel may have made a wider number of it. less: whole, below 2^21.
     """
