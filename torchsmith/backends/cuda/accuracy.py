@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsmith.backends.cuda.expressions import has_coarse
 from torchsmith.backends.cuda.float8 import FLOAT8, Float8Attention, Float8Linear
 from torchsmith.backends.cuda.fuse.fused import bind_graph, flattened
 from torchsmith.backends.cuda.precision import Tf32
@@ -29,6 +30,9 @@ FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-4, torch.
 TF32_FLOOR = 4e-4
 # Of what is rounded to eight bits: of some thousand numbers that lie between two steps, one may be rounded the other way.
 QUANTIZED_FLOOR = 2e-3
+# Where such a number comes from a coarse function (see `program.py`) it is moved by 3e-4 of itself before it is rounded, which
+# turns one of a hundred by a step.
+COARSE_FLOOR = 5e-3
 # Steps of float8 are up to an eighth of a number: what moves by 1e-3, as sums of thousands of products in tensor cores do (see
 # `float8.py`), is rounded the other way once in a hundred times, which makes 1e-2 of it.
 FLOAT8_FLOOR, FLOAT8_QUANTIZED_FLOOR = 5e-3, 2e-2
@@ -92,6 +96,8 @@ def references(body: Graph, inputs: Sequence[Tensor], tf32: Tf32 | None = None) 
     if any(tf32.of_node(n) and not isinstance(n.op, Attention) for n in body.nodes):  # attention makes up for it
         floor = max(floor, TF32_FLOOR)
     floor = max([floor, *map(_floor, body.nodes)])
+    if floor == QUANTIZED_FLOOR and any(has_coarse(n) for n in body.nodes):
+        floor = COARSE_FLOOR
     try:
         wide = interpret(widened(body), [t.to(wider(t.dtype)) for t in inputs])
     except (torch.OutOfMemoryError, NotImplementedError):

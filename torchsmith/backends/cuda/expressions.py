@@ -99,6 +99,8 @@ BINARY_BOOLS: dict[str, str] = {
     **dict.fromkeys(("add", "maximum", "fmax"), "({0} | {1})"),
     **dict.fromkeys(("mul", "minimum", "fmin"), "({0} & {1})"),
 }
+HALVES = (torch.float16, torch.bfloat16)
+COARSE = frozenset({"Gelu", "Unary[tanh]", "Unary[sigmoid]", "Unary[silu]"})
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
@@ -270,6 +272,8 @@ def zero_text(names: Sequence[str]) -> str:
 
 def scaled_text(names: Sequence[str]) -> str:
     scale = _number(names[1])
+    if scale == 1.0:
+        return names[0]
     return f"{names[0]} * {f'tl.div_rn(1.0, {names[1]})' if scale is None else literal((1.0 / torch.tensor(scale)).item())}"
 
 
@@ -304,9 +308,24 @@ def _elu(node: Node, names: Sequence[str]) -> str:
     return f"tl.where({names[0]} > 0, {names[0]} * {literal(float(op.scale))}, {curve})"
 
 
+def coarse_text(node: Node, names: Sequence[str]) -> str | None:
+    """Of a function of half precision that has a coarser one, for values that are rounded to int8; None of others."""
+    if not has_coarse(node):
+        return None
+    op: Any = node.op
+    if type(op).__name__ == "Gelu":
+        return f"{'gelu_tanh_coarse' if op.approximate == 'tanh' else 'gelu_coarse'}({names[0]})"
+    return f"{op.function}_coarse({names[0]})"
+
+
+def has_coarse(node: Node) -> bool:
+    """Whether `coarse_text` has something for the node."""
+    return str(node.op).partition("(")[0] in COARSE and node.inputs[0].type.dtype in HALVES
+
+
 def _gelu(node: Node, names: Sequence[str]) -> str:
     op: Any = node.op
-    half = node.inputs[0].type.dtype in (torch.float16, torch.bfloat16)
+    half = node.inputs[0].type.dtype in HALVES
     return f"{'gelu_tanh' if op.approximate == 'tanh' else 'gelu_half' if half else 'gelu'}({names[0]})"
 
 

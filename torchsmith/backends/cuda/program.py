@@ -7,6 +7,7 @@ that stays inside a kernel costs no accuracy. Integers and bools keep their dtyp
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torchsmith.backends.cuda.emission import TRITON_TYPES
 from torchsmith.backends.cuda.expressions import (
     Steps,
+    coarse_text,
     expression,
     literal,
     no_integer,
@@ -30,6 +32,7 @@ from torchsmith.backends.cuda.steps import Hook
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, Shape, product, same, simplify
 from torchsmith.ir.graph import Node, Value
+from torchsmith.ops.cast import Cast
 
 OPERANDS, SIZES = 8, 4  # how many of each a kernel template has room for: parameters e0..e7 and z0..z3
 PARAMETERS = ", ".join([*(f"e{i}" for i in range(OPERANDS)), *(f"z{i}" for i in range(SIZES))])
@@ -67,7 +70,7 @@ class HookWriter:
     loads: dict[int, tuple[str, str]] = field(default_factory=dict)
     names: dict[Value, str] = field(default_factory=dict)
     quantized: dict[Value, Steps] = field(default_factory=dict)  # what the hook itself quantizes
-    relus: dict[Value, Value] = field(default_factory=dict)  # with what they are of
+    made: dict[Value, Node] = field(default_factory=dict)  # what nothing else in the hook takes, by what gave it
 
     def operand(self, value: Value) -> str:
         if value not in self.operands:
@@ -170,6 +173,8 @@ class HookWriter:
 
     def compute(self, nodes: Iterable[Node], space: Space, mask: str = "mask") -> None:
         """Add the nodes, in order, loading what they need."""
+        nodes = list(nodes)
+        uses = Counter(v for node in nodes for v in node.inputs)
         for node in nodes:
             if type(node.op).__name__ in READS:
                 from torchsmith.backends.cuda.reads import read
@@ -177,23 +182,45 @@ class HookWriter:
                 read(self, node, space, mask)
                 continue
             (result,) = node.outputs
-            kind, inputs = str(node.op), [self.load(v, space, mask) for v in node.inputs]
-            if kind == "Unary[relu]":
-                self.relus[result] = node.inputs[0]
+            inputs = [self.load(v, space, mask) for v in node.inputs]
+            if uses[result] == 1:
+                self.made[result] = node
             if type(node.op).__name__ == "Quantize":
-                self._passing_over_relu(node, inputs)
+                self._with_less(node, inputs)
             found = self._dequantized(node, inputs) if type(node.op).__name__ == "Dequantize" else None
             self.names[result] = self.add(found or expression(node, inputs))
 
-    def _passing_over_relu(self, node: Node, names: list[str]) -> None:
-        """Notes how a value is quantized; of relu's result, what relu is of, where the limits do as much."""
+    def _with_less(self, node: Node, names: list[str]) -> None:
+        """Notes how a value is quantized; where eight bits are as good by a cheaper way to it, takes that, into `names`.
+
+        Relu is passed over where the limits do as much. What it replaces is left to the compiler, which sees that nothing needs it.
+        """
         steps = steps_of(node, names)
         if steps is None or register_type(node.inputs[0].type.dtype) != "fp32":
             return
-        if steps.never_negative() and node.inputs[0] in self.relus:
-            names[0] = self.names[self.relus[node.inputs[0]]]
-            steps = replace(steps, scaled=scaled_text(names))
+        before = self.made.get(node.inputs[0])
+        if steps.never_negative() and before is not None and str(before.op) == "Unary[relu]":
+            names[0] = self.names[before.inputs[0]]
+        elif node.outputs[0].type.dtype.itemsize == 1:
+            names[0] = self._coarse(node.inputs[0]) or names[0]
+        steps = replace(steps, scaled=scaled_text(names))
         self.quantized[node.outputs[0]] = steps
+
+    def _coarse(self, value: Value) -> str | None:
+        """The name of the value from a coarser function, past products and casts of it; None where there is none."""
+        node = self.made.get(value)
+        if node is None or register_type(value.type.dtype) != "fp32":
+            return None
+        names = [self.names[v] for v in node.inputs]
+        if isinstance(node.op, Cast) and register_type(node.inputs[0].type.dtype) == "fp32":
+            return self._coarse(node.inputs[0])
+        if str(node.op) == "Binary[mul]":
+            for index, given in enumerate(node.inputs):
+                if (found := self._coarse(given)) is not None:
+                    return self.add(f"({found} * {names[1 - index]})")
+            return None
+        text = coarse_text(node, names)
+        return None if text is None else self.add(text)
 
     def _dequantized(self, node: Node, names: Sequence[str]) -> str | None:
         """Of what the hook itself quantized, with the same zero point: the number was never made an integer."""

@@ -42,6 +42,9 @@ def _fetch(writer: HookWriter, value: Value, place: str, mask: str, other: str =
     other = no_integer(other, register)
     if not re.search("[a-z]", place):
         place = f"({mask}).to(tl.int32) * 0"  # one element, wherever it is wanted
+    if other != "0" and value.type.dtype in (torch.int8, torch.uint8, torch.int16):  # see kernels/fill.py
+        found = writer.add(f"tl.load({writer.operand(value)} + {place}, mask={mask}, other=0).to(tl.{register})")
+        return writer.add(f"tl.where({mask}, {found}, {other})")
     return writer.add(f"tl.load({writer.operand(value)} + {place}, mask={mask}, other={other}).to(tl.{register})")
 
 

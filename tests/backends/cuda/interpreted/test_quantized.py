@@ -24,10 +24,12 @@ from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.concat import Concat
 from torchsmith.ops.convolution import Convolution
+from torchsmith.ops.layer_norm import LayerNorm
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.pool import MaxPool
 from torchsmith.ops.quantize import dequantize, fake_quantize, quantize
 from torchsmith.ops.reshape import Reshape
+from torchsmith.ops.rms_norm import RmsNorm
 from torchsmith.ops.unary import Unary
 
 Net = Callable[[Builder, Value], Value]
@@ -254,6 +256,34 @@ def test_pools_and_concatenations_give_integers() -> None:
     found, wanted, names = kernels(net, torch.randn(2, 16, 6, 8))
     assert torch.equal(found, wanted) and names == ["pointwise", "gemm", "gemm", "pool", "gemm"], names
     assert sum("Integer" in str(node.op) for node in graph.nodes) == 3
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_norm_takes_scales(norm: str, bias: bool) -> None:
+    """The channels' shares and the rounding's scale become its weight; LayerNorm's and what is added become its bias."""
+    shares = (2.0 ** (torch.arange(40) % 3 - 1)).half()
+
+    def net(builder: Builder, x: Value) -> Value:
+        given = [builder.constant((torch.randn(40) + 1).half()) for _ in range(2 if bias and norm == "layer" else 1)]
+        y = LayerNorm(1, 1e-5)(x, *given) if norm == "layer" else RmsNorm(1, 1e-5)(x, *given)
+        y = Binary("mul")(y, builder.constant(shares))
+        return Linear()(Cast(torch.float32)(pair(y, 0.0625)), weight(builder, weights(24, 40), 2.0**-7))
+
+    graph, x = fuse(graph_of(net, torch.zeros(21, 40).half())), torch.randn(21, 40).half()
+    assert not any("Binary[mul]" in str(node.op) for node in graph.nodes[:1]), graph
+    found, wanted, names = kernels(net, x)
+    assert names == ["norm", "gemm"]
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02  # a last bit of float16 becomes a step here and there
+
+
+def test_a_norm_that_something_else_takes_keeps_its_weight() -> None:
+    def net(builder: Builder, x: Value) -> Value:
+        y = LayerNorm(1, 1e-5)(x, builder.constant(torch.ones(40)))
+        return Binary("add")(linear(builder, pair(Binary("mul")(y, builder.constant(torch.full((40,), 2.0))), 0.0625), 40), y)
+
+    found, wanted, names = kernels(net, torch.randn(21, 40))
+    assert names[0] == "norm" and float((found - wanted).norm() / wanted.norm()) < 0.02
 
 
 @pytest.mark.parametrize("config", GEMM_CONFIGS, ids=str)

@@ -15,7 +15,7 @@ from tests.backends.cuda.simulated import check, graph_of
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.fuse.fused import Fused
 from torchsmith.backends.cuda.steps import Launch
-from torchsmith.backends.cuda.tactics.depthwise import DepthwiseConfig
+from torchsmith.backends.cuda.tactics.depthwise import TEMPLATE, DepthwiseConfig
 from torchsmith.backends.cuda.tactics.gemm import GemmTemplate
 from torchsmith.backends.cuda.tactics.gemm_configs import GemmConfig
 from torchsmith.ir.builder import Builder
@@ -40,7 +40,7 @@ def convolved(channels: int, taps: int, stride: int, zero_point: int, dtype: tor
     return net
 
 
-@pytest.mark.parametrize(("zero_point", "dtype"), [(0, torch.int8), (5, torch.int8), (0, torch.uint8)])
+@pytest.mark.parametrize(("zero_point", "dtype"), [(0, torch.int8), (5, torch.int8), (-128, torch.int8), (0, torch.uint8)])
 @pytest.mark.parametrize(("channels", "taps", "stride"), [(19, 3, 1), (40, 5, 2)])
 def test_depthwise(channels: int, taps: int, stride: int, zero_point: int, dtype: torch.dtype) -> None:
     found, wanted, names = kernels(convolved(channels, taps, stride, zero_point, dtype), torch.randn(1, channels, 5, 7))
@@ -58,7 +58,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2)])
 def test_configurations(config: DepthwiseConfig, taps: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsmith.backends.cuda.tactics.depthwise.depthwise_configs", lambda e, p, units: [config])
+    monkeypatch.setattr(type(TEMPLATE), "configs", lambda self, e: [config])
     found, wanted, names = kernels(convolved(24, taps, stride, 9, torch.int8), torch.randn(1, 24, 9, 10))
     assert names[1] == ("depthwise_strips" if config.strips else "depthwise") and torch.equal(found, wanted)
 

@@ -96,12 +96,12 @@ def _narrowing(value: Value, user: Node, users: Mapping[Value, Sequence[Node]], 
     while after is not None and all(v is current or v in graph.constants for v in after.inputs):
         chain.append(after)
         current = after.outputs[0]
-        if type(after.op).__name__ == "Quantize" or (type(after.op).__name__ == "Cast" and len(chain) == 1):
+        if type(after.op).__name__ == "Quantize":
             return chain
         if current in graph.outputs or len(chain) == MAX_REGION:
             break
         after = next_pointwise(current, users[current], owned)
-    return []
+    return chain[:1] if chain and type(chain[0].op).__name__ == "Cast" else []
 
 
 def dequantizing(

@@ -107,6 +107,39 @@ def gelu_tanh(x):
 
 
 @triton.jit
+def tanh_coarse(x):
+    """tanh to 1 part in 2,048, in one instruction, for what is rounded to int8; the other coarse functions are made of it."""
+    if INTERPRETED:
+        return tanh(x)
+    else:
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def sigmoid_coarse(x):
+    return 0.5 + 0.5 * tanh_coarse(0.5 * x)
+
+
+@triton.jit
+def silu_coarse(x):
+    half = 0.5 * x
+    return half + half * tanh_coarse(half)
+
+
+@triton.jit
+def gelu_coarse(x):
+    """By the two numbers that leave tanh's form of gelu 2.7e-4 off at most, where the usual ones leave it 4.7e-4 off."""
+    half = 0.5 * x
+    return half + half * tanh_coarse(x * (0.80015708 + 0.03470089 * x * x))
+
+
+@triton.jit
+def gelu_tanh_coarse(x):
+    half = 0.5 * x
+    return half + half * tanh_coarse(x * (0.7978845608028654 + 0.035677408136300125 * x * x))
+
+
+@triton.jit
 def nearest_tf32(x):
     """Rounded as NVIDIA's libraries do; tensor cores cut off what is too much, which errs more than twice as far, to one side."""
     return tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)

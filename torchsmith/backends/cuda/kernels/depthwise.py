@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torchsmith.backends.cuda.kernels.common import let_next_start, wait_for_inputs
+from torchsmith.backends.cuda.kernels.fill import filling
 from torchsmith.backends.cuda.kernels.functions import whole
 
 
@@ -58,6 +59,7 @@ def depthwise(
     wide = tl.broadcast_to(channels[None, :], (GROUPS_H * GROUPS_W, BLOCK_C))
     first_tap = w + wide
     first = x + batch.to(tl.int64) * x_n + ((in_top * x_h + in_left * x_w)[:, None] + channels[None, :] * x_c)
+    outside = filling(wide, ZERO, x.dtype.element_ty)
     zero = tl.zeros((GROUPS_H * GROUPS_W, BLOCK_C), tl.float32)
     start = zero
     if bias is not None:
@@ -81,7 +83,7 @@ def depthwise(
         row = ()
         for q in tl.static_range((TILE_W - 1) * STRIDE_W + (KW - 1) * DILATION_W + 1):
             mask = row_mask & ((in_left + q >= 0) & (in_left + q < W))[:, None]
-            row = row + (number(tl.load(first + (r * x_h + q * x_w), mask=mask, other=ZERO), ZERO),)
+            row = row + (number(tl.load(first + (r * x_h + q * x_w), mask=mask, other=outside), ZERO),)
         sums = ()
         for i in tl.static_range(TILE_H):
             taps = ()  # those that the output row i has over this row

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from torchsmith.backends.cuda.kernels.common import let_next_start, wait_for_inputs
 from torchsmith.backends.cuda.kernels.depthwise import number
+from torchsmith.backends.cuda.kernels.fill import filling
 from torchsmith.backends.cuda.steps import Hook
 
 
@@ -21,9 +22,9 @@ from torchsmith.backends.cuda.steps import Hook
 def load_row(
     first, in_left, H, W, row, channel_mask, x_h, x_w,
     R: tl.constexpr, COLUMNS: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    FREE_H: tl.constexpr, FREE_W: tl.constexpr, ONE_H: tl.constexpr, ONE_W: tl.constexpr, ZERO: tl.constexpr,
+    FREE_H: tl.constexpr, FREE_W: tl.constexpr, ONE_H: tl.constexpr, ONE_W: tl.constexpr, outside,
 ):  # fmt: skip
-    """The row R of a tile's input, as it is stored; empty where it is outside of every picture."""
+    """The row R of a tile's input, as it is stored, and `outside` beside the picture; empty where it is outside of every one."""
     found = ()
     if (R >= PAD_H and R < FREE_H) or not ONE_H:
         for q in tl.static_range(COLUMNS):
@@ -33,7 +34,7 @@ def load_row(
                     mask = mask & ((row >= 0) & (row < H))[:, None]
                 if not (q >= PAD_W and q < FREE_W):
                     mask = mask & ((in_left + q >= 0) & (in_left + q < W))[:, None]
-                found = found + (tl.load(first + (R * x_h + q * x_w), mask=mask, other=ZERO),)
+                found = found + (tl.load(first + (R * x_h + q * x_w), mask=mask, other=outside),)
     return found
 
 
@@ -89,6 +90,7 @@ def depthwise_strips(
     wide = tl.broadcast_to(channels[None, :], (GROUPS_H * GROUPS_W, BLOCK_C))
     first = x + batch.to(tl.int64) * x_n + ((in_top * x_h + in_left * x_w)[:, None] + channels[None, :] * x_c)
     place = y + batch.to(tl.int64) * y_n + ((top * y_h + left * y_w)[:, None] + channels[None, :] * y_c)
+    outside = filling(wide, ZERO, x.dtype.element_ty)
     start = tl.zeros((GROUPS_H * GROUPS_W, BLOCK_C), tl.float32)
     total = start
     if bias is not None:
@@ -106,14 +108,14 @@ def depthwise_strips(
     SKIPPED: tl.constexpr = PAD_W if ONE_W else 0  # columns that no row has
     LAST: tl.constexpr = FREE_W if ONE_W and FREE_W < COLUMNS else COLUMNS
     coming = load_row(
-        first, in_left, H, W, in_top, channel_mask, x_h, x_w, 0, COLUMNS, PAD_H, PAD_W, FREE_H, FREE_W, ONE_H, ONE_W, ZERO
+        first, in_left, H, W, in_top, channel_mask, x_h, x_w, 0, COLUMNS, PAD_H, PAD_W, FREE_H, FREE_W, ONE_H, ONE_W, outside
     )  # fmt: skip
     for r in tl.static_range(ROWS):
         raw = coming
         if r + 1 < ROWS:  # one row ahead: stores keep the compiler from moving loads up
             coming = load_row(
                 first, in_left, H, W, in_top + (r + 1), channel_mask, x_h, x_w, r + 1, COLUMNS, PAD_H, PAD_W, FREE_H, FREE_W,
-                ONE_H, ONE_W, ZERO,
+                ONE_H, ONE_W, outside,
             )  # fmt: skip
         if (r >= PAD_H and r < FREE_H) or not ONE_H:
             row = ()

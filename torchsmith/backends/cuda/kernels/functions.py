@@ -64,17 +64,25 @@ def round_even(x):
 @triton.jit
 def quantized(x, low, high):
     """The nearest whole number, halves to the even one, within low..high, as int32; NaN gives low. low, high: whole, below 2^21."""
-    x = tl.minimum(tl.maximum(x, low), high)
     if x.dtype == tl.float64:
-        return round_even(x).to(tl.int32)
-    else:  # in 1.5 * 2^23 the last bit is worth one, so that the sum is rounded, and its last bits are the number
-        return (x + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+        return round_even(tl.minimum(tl.maximum(x, low), high)).to(tl.int32)
+    else:
+        return _shifted(x, low, high).to(tl.int32, bitcast=True) - 0x4B400000
 
 
 @triton.jit
 def rounded(x, low, high):
     """What `quantized` gives, of float32 and as it, without a conversion there and back."""
-    return (tl.minimum(tl.maximum(x, low), high) + 12582912.0) - 12582912.0
+    return _shifted(x, low, high) - 12582912.0
+
+
+@triton.jit
+def _shifted(x, low, high):
+    """1.5 * 2^23 + the whole number: there the last bit is worth one, so that the sum is rounded, and its last bits are the number.
+
+    The limits come after the sum, which is one instruction with the product that x mostly is.
+    """
+    return tl.minimum(tl.maximum(x + 12582912.0, 12582912.0 + low), 12582912.0 + high)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torchsmith.backends.cuda.kernels.common import let_next_start, maximum, wait_for_inputs
+from torchsmith.backends.cuda.kernels.fill import filling
 from torchsmith.backends.cuda.kernels.functions import whole
 
 
@@ -26,11 +27,12 @@ def window(o, size, out_size, K: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.con
 
 @triton.jit
 def tap(x, acc, place, inside, MAX: tl.constexpr):
-    if MAX:  # of int8 nothing is less than -128, which every window has room for
-        least: tl.constexpr = -128 if x.dtype.element_ty == tl.int8 else float("-inf")
-        return maximum(acc, whole(tl.load(x + place, mask=inside, other=least), 0.0))
+    if not MAX:
+        return acc + tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    elif x.dtype.element_ty == tl.int8:  # nothing is less than -128, which every window has room for
+        return tl.maximum(acc, whole(tl.load(x + place, mask=inside, other=filling(place, -128, tl.int8)), 0.0))
     else:
-        return acc + whole(tl.load(x + place, mask=inside, other=0.0), 0.0)
+        return maximum(acc, tl.load(x + place, mask=inside, other=float("-inf")).to(tl.float32))
 
 
 @triton.jit

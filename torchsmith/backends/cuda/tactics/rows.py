@@ -243,7 +243,8 @@ def row_configs(e: Emission, p: Rows, elements: int, widest: int) -> list[RowCon
     if p.across:
         least = min(limit, 16)
         fit = max(least, fit)
-    shapes = ((fit, 8), (fit, 16), (fit, 4), (fit * 2, 8), (fit, 32), (fit * 2, 16), (max(1, fit // 2), 8))
+    usual = ((fit, 8), (fit, 16), (fit, 4), (fit * 2, 8), (fit, 32), (fit * 2, 16))
+    shapes = (*usual, (fit * 4, 32), (fit * 4, 16), (max(1, fit // 2), 8))
     found = [RowConfig(r, block, _warps(r * block, each)) for r, each in shapes if r * block <= 16384 or r == fit]
     return list(dict.fromkeys(found))
 
