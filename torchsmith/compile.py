@@ -105,6 +105,7 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
     from torchsmith.report import report
     from torchsmith.runtime.budget import within_budget
     from torchsmith.runtime.compiled import CompiledModule
+    from torchsmith.runtime.contest import faster, is_contested
     from torchsmith.runtime.places import place_of
 
     started = time.perf_counter()
@@ -126,7 +127,8 @@ def whole(module: Any, examples: ExampleInputs, config: Config, device: Where) -
             record = report(partitioned, built, backend, target, config, time.perf_counter() - started, quantized.reasons)
             return CompiledModule(built.program, record, captured.signature, place)
 
-        return within_budget(quantized, finish)
+        module = within_budget(quantized, finish)
+        return faster(module, quantized, finish) if is_contested(module, quantized, config, backend.int8) else module
 
 
 def in_parts(module: Any, examples: ExampleInputs, config: Config, device: Where, why: NotConvertible) -> HybridScript:

@@ -50,6 +50,9 @@ class QuantizeConfig:
         "AccuracyBudget, on the command line file.py:function, which returns one; each layer gets the fastest precision that "
         "keeps it",
     )
+    require_eight_bits: bool = option(
+        False, "keep int8 and fp8 also where the model was timed and is faster in floats, for the memory that they save"
+    )
     skip_layers: frozenset[str] = option(
         frozenset(), "modules that int8 and fp8 leave as they are: paths, or patterns such as blocks.0.*"
     )

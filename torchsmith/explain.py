@@ -58,6 +58,15 @@ class Explanation:
         return " and ".join(shown) or (f"none of {len(self.layers)} layers in 8 bits" if self.layers else "")
 
     @property
+    def contest(self) -> dict[str, Any] | None:
+        """What a calibrated model was timed at on the GPU that it was compiled on; None where it was not.
+
+        eight_bits_ms, floats_ms: of a call, with layers in eight bits and with none. kept_eight_bits: whether the first was kept.
+        """
+        contest: dict[str, Any] | None = self.report.get("contest")
+        return contest
+
+    @property
     def accuracy(self) -> dict[str, Any] | None:
         """What an accuracy budget led to; None where there was none.
 
@@ -109,6 +118,8 @@ class Explanation:
                 )
                 table.add_row(*map(Text, row))
             parts.append(table)
+        if self.contest:
+            parts.append(_contest(self.contest))
         if self.accuracy:
             parts += _accuracy(self.accuracy)
         if any(layer["reason"] for layer in self.layers):
@@ -154,6 +165,11 @@ def _in_floats(layers: list[dict[str, str]]) -> Any:
     for (precision, reason), names in rows.items():
         table.add_row(*map(Text, (_lines(names), precision, reason)))
     return table
+
+
+def _contest(found: dict[str, Any]) -> str:
+    kept = "eight bits were kept" if found["kept_eight_bits"] else "floats were kept (require_eight_bits=True keeps eight bits)"
+    return f"timed here: {found['eight_bits_ms']:.4g} ms a call in eight bits, {found['floats_ms']:.4g} ms in floats; {kept}"
 
 
 def _accuracy(found: dict[str, Any]) -> list[Any]:

@@ -114,7 +114,9 @@ def torchsmith(module: nn.Module, inputs: Inputs, precision: str, options: Mappi
         kwarg_inputs=inputs.kwargs or None,
         **{"enabled_precisions": {PRECISIONS[precision]}, **(options or {})},
     )
-    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), repr(fast))
+    contest = fast.report.get("contest")
+    note = repr(fast) if contest is None or contest["kept_eight_bits"] else f"{fast!r}, in floats, which were faster: {contest}"
+    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), note)
 
 
 def calibrated(

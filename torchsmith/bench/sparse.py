@@ -196,7 +196,7 @@ def time_model(name: str, batch: int, precision: str) -> Whole:
 def compiled(model: nn.Module, given: Inputs, precision: str) -> Any:
     options: dict[str, Any] = {"enabled_precisions": {torch.half}}
     if precision == "int8":
-        options = {"enabled_precisions": {torch.half, torch.int8}, "calibrator": [given.args]}
+        options = {"enabled_precisions": {torch.half, torch.int8}, "calibrator": [given.args], "require_eight_bits": True}
     return torchsmith.compile(model, inputs=list(given.args), **options)
 
 
@@ -251,7 +251,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", default=",".join(MODELS), help="timm names")
     made.add_argument("--batch", type=int, default=BATCH, help="of every model")
     made.add_argument("--precision", default=",".join(PRECISIONS), help="of products: f16, int8, or both")
-    made.add_argument("--whole", default="f16", help="precisions of whole models; empty for none")
+    made.add_argument("--whole", default=",".join(PRECISIONS), help="precisions of whole models; empty for none")
     made.add_argument("--products", default="yes", choices=("yes", "no"), help="whether products are timed")
     made.add_argument("--out", type=Path, help="a file ending in .json; a table goes beside it, ending in .md")
     return made

@@ -18,6 +18,7 @@ class Int8Abilities:
     pixels: so is a convolution of pixels, as far as it sums up enough of them.
     adds: a layer's kernel adds a residual to its own result. That result never stands in memory, and is not rounded for the sum.
     unsigned: numbers that are never negative may take 256 steps from 0, and not 127.
+    contested: floats may be faster, as where a call is mostly kernels that wait for one another: both are timed where they can be.
     fp8_since: the least compute capability, as 89 for 8.9, whose GPUs get kernels of float8_e4m3fn; 0 where any device computes
     what it means, None where there is no such engine.
     """
@@ -27,6 +28,7 @@ class Int8Abilities:
     pixels: bool = False
     adds: bool = False
     unsigned: bool = True
+    contested: bool = False
     fp8_since: int | None = None
 
     def computes_fp8(self, target: Target) -> bool:

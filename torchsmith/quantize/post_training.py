@@ -51,13 +51,14 @@ class Quantized:
     """A program with fake-quantize ops wherever int8 and fp8 go. calibration: what they were made from; None where they were there.
 
     budgeted: the search for the layers' precisions, where there is an accuracy budget. kept: by the names of nodes, why
-    calibration left layers as they were.
+    calibration left layers as they were. floats: the program without them, where they are a permission: calibration put them in.
     """
 
     program: ExportedProgram
     calibration: Calibration | None = None
     budgeted: Budgeted | None = None
     kept: Mapping[str, str] = field(default_factory=dict)
+    floats: ExportedProgram | None = None
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -131,7 +132,7 @@ def quantize(
     insert(program, placement, calibration)
     program.graph.lint()
     program.graph_module.recompile()
-    return Quantized(settled(program), calibration, kept=kept)
+    return Quantized(settled(program), calibration, kept=kept, floats=lowered.program)
 
 
 def _check_worth(placement: Placement, kept: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120
 class CudaBackend:
     name = "cuda"
     # not gated: the product's kernel scales what it loads
-    int8 = Int8Abilities(gated=False, adds=True, fp8_since=LEAST_ARCHITECTURE)
+    int8 = Int8Abilities(gated=False, adds=True, contested=True, fp8_since=LEAST_ARCHITECTURE)
 
     def available(self) -> str | None:
         if importlib.util.find_spec("triton") is None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torchsmith
+from tests.backends.cuda.interpreted.test_quantized import graph_of as graph_of_net
+from tests.backends.cuda.interpreted.test_quantized_depthwise import convolved
 from tests.backends.cuda.on_gpu.nets import HALF, Bert, Cnn, Vit, error, images, made, needs_gpu
 from tests.backends.cuda.on_gpu.test_gpu_kernels import (
     check_any_choice,
@@ -20,6 +23,15 @@ from tests.backends.cuda.on_gpu.test_gpu_kernels import (
     no_recording_without_a_cache,  # noqa: F401 - a fixture
 )
 from tests.backends.cuda.simulated import graph_of
+from torchsmith import backends
+from torchsmith.backends.cuda.backend import BACKEND
+from torchsmith.config import BuildConfig
+from torchsmith.ir.builder import Builder
+from torchsmith.ir.graph import Graph
+from torchsmith.ir.interpret import interpret
+from torchsmith.ir.types import type_of
+from torchsmith.ops.pad import Pad
+from torchsmith.ops.pool import MaxPool
 from torchsmith.ptq import DataLoaderCalibrator
 from torchsmith.runtime.compiled import CompiledModule
 
@@ -77,6 +89,39 @@ def test_any_choice_of_tactics_is_right(kind: type[nn.Module], seed: int) -> Non
     check_any_choice(graph_of(rounded(model, given), given, HALF), given, seed, 1.5, 5e-3, ["Integer"])
 
 
+@pytest.mark.parametrize("channels", [64, 6])
+def test_the_greatest_of_negative_integers(channels: int) -> None:
+    """What is loaded beyond the picture's edge is not among them: -1 would be the greatest there."""
+    x = torch.randint(-128, -2, (2, channels, 9, 10), dtype=torch.int8)
+    with Builder() as builder:
+        graph = builder.finish([MaxPool((3, 3), (2, 2), (1, 1), (1, 1), False)(builder.input(type_of(x)))])
+    assert torch.equal(on_gpu(graph, x).float(), F.max_pool2d(x.float(), 3, 2, 1))
+
+
+@pytest.mark.parametrize(("dtype", "zero_point"), [(torch.int8, -128), (torch.int8, 9), (torch.uint8, 200)])
+@pytest.mark.parametrize(("channels", "stride", "size"), [(64, 1, 9), (32, 2, 9), (6, 1, 9), (64, 1, 56)])
+def test_depthwise_with_a_zero_point(channels: int, stride: int, size: int, dtype: torch.dtype, zero_point: int) -> None:
+    """What is loaded beyond the picture's edge is the number that stands for 0."""
+    x = torch.randn(2, channels, size, size + 1)
+    graph = graph_of_net(convolved(channels, 3, stride, zero_point, dtype), x)
+    (wanted,) = interpret(graph, [x])
+    assert torch.equal(on_gpu(graph, x), wanted)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.int8, -3), (torch.uint8, 200), (torch.int16, -300), (torch.int32, -5)])
+def test_padding_of_integers(dtype: torch.dtype, value: int) -> None:
+    x = torch.arange(96, dtype=dtype).reshape(3, 32)
+    with Builder() as builder:
+        graph = builder.finish([Pad((0, 8), (0, 24), "constant", value)(builder.input(type_of(x)))])
+    assert torch.equal(on_gpu(graph, x), F.pad(x, (8, 24), value=value))
+
+
+def on_gpu(graph: Graph, x: Tensor) -> Tensor:
+    target = backends.target_of("cuda")
+    engine = BACKEND.load(BACKEND.build(graph, target, BuildConfig(tune=False)), target)
+    return engine([x.cuda()])[0].cpu()
+
+
 @pytest.mark.parametrize("tune", [False, True], ids=["guessed", "tuned"])
 @pytest.mark.parametrize("kind", [Cnn, Vit], ids=["cnn", "vit"])
 def test_calibrated(kind: type[nn.Module], tune: bool) -> None:
@@ -85,10 +130,21 @@ def test_calibrated(kind: type[nn.Module], tune: bool) -> None:
     with torch.no_grad():
         wanted = copy.deepcopy(model).double()(x.double())
     fast = torchsmith.compile(
-        model, inputs=[x], enabled_precisions={torch.half, torch.int8}, calibrator=DataLoaderCalibrator(data), tune=tune
-    )
+        model, inputs=[x], enabled_precisions={torch.half, torch.int8}, calibrator=DataLoaderCalibrator(data), tune=tune,
+        require_eight_bits=True,
+    )  # fmt: skip
     assert isinstance(fast, CompiledModule)
     tactics = [str(step.about.get("node", "")) for step in fast.engines[0].runner.plan.variants[0].steps]  # type: ignore[attr-defined]
     assert any("Integer" in tactic for tactic in tactics), tactics
     assert error(fast(x), wanted) < 0.1
     assert torch.equal(fast(x), fast(x))
+
+
+def test_the_faster_of_int8_and_floats_is_kept() -> None:
+    model, data = made(Cnn), [images(8, seed=seed) for seed in (2, 3)]
+    options: dict[str, Any] = {"enabled_precisions": {torch.half, torch.int8}, "calibrator": DataLoaderCalibrator(data)}
+    fast = torchsmith.compile(model, inputs=[images(4)], **options)
+    found = torchsmith.explain(fast)
+    assert found.contest is not None and found.contest["kept_eight_bits"] == any(not layer["reason"] for layer in found.layers)
+    tactics = [str(step.about.get("node", "")) for step in fast.engines[0].runner.plan.variants[0].steps]
+    assert any("Integer" in tactic for tactic in tactics) == found.contest["kept_eight_bits"], found.contest
