@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 # before anything imports them: OpenMP and the hub's client read these once
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 WORKER_BYTES = 3 << 30  # what a worker that runs a ViT-B in float64 beside its engines may take
+CHANGING_ID = re.compile(r"\{[^{}:]*,[^{}:]*\}| at 0x")  # a set's members as they are hashed, an address
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +32,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(cores, memory_bytes // WORKER_BYTES))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers must agree on every test's name, and hashes differ from one to another."""
+    changing = [item.nodeid for item in items if CHANGING_ID.search(item.nodeid)]
+    if changing:
+        raise pytest.UsageError("These names change from process to process; give parametrize other ids: " + ", ".join(changing))
 
 
 @pytest.fixture(autouse=True)

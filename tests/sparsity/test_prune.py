@@ -188,6 +188,7 @@ def test_skip_takes_parents_and_stars() -> None:
         ("head", r"skip='head'; it takes a collection of module names, such as \{'head', 'layer4\.\*\.conv1'\}"),
         (3, "skip=3; it takes a collection"),
     ],
+    ids=["misspelt", "index", "unlike all", "pattern", "class", "string", "number"],
 )
 def test_skip_that_names_nothing(skip: Any, message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
