@@ -14,7 +14,7 @@ from torchsmith.capture import NotConvertible
 from torchsmith.config import Config
 from torchsmith.ir.graph import Graph
 from torchsmith.partition.segments import Partitioned, Refusal
-from torchsmith.quantize.layers import LayerPrecision, layers_of
+from torchsmith.quantize.layers import LayerPrecision, is_quantized, layers_of
 from torchsmith.sparsity.recognise import matrix_weights
 from torchsmith.target import Target
 from torchsmith.version import __version__
@@ -26,7 +26,7 @@ def report(
 ) -> dict[str, Any]:  # fmt: skip
     """seconds: the whole compilation's wall time. kept: by the names of nodes, why calibration left layers in floats."""
     inside = sum(len(e.segment.nodes) for e in built.engines)
-    layers = _layers(partitioned, built, config, kept or {})
+    layers = _layers(partitioned, built, backend, config, kept or {})
     return {
         **_head(backend, target, config, seconds),
         "ops": inside + len(partitioned.refusals),
@@ -50,12 +50,14 @@ def report(
     }
 
 
-def _layers(partitioned: Partitioned, built: Built, config: Config, kept: Mapping[str, str]) -> dict[str, LayerPrecision]:
-    """The layers by the names of their nodes; none where none is of eight bits and nobody asked for it."""
+def _layers(
+    partitioned: Partitioned, built: Built, backend: Backend, config: Config, kept: Mapping[str, str]
+) -> dict[str, LayerPrecision]:
+    """The layers by the names of their nodes; none where nobody asked for eight bits."""
     floats = {node.name: e.precision for e in built.engines for node in e.segment.nodes}
-    found = layers_of(partitioned.program, floats, partitioned.in_torch, kept)
+    found = layers_of(partitioned.program, floats, partitioned.in_torch, kept, backend.int8.in_floats)
     asked = any(dtype.itemsize == 1 for dtype in config.quantize.enabled_precisions)
-    return found if asked or any(not layer.reason for layer in found.values()) else {}
+    return found if asked or is_quantized(partitioned.program) else {}
 
 
 def _counts(layers: Sequence[LayerPrecision]) -> dict[str, int]:

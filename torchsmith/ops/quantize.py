@@ -29,6 +29,7 @@ from torchsmith.ops.unary import Unary
 aten = torch.ops.aten
 
 # The dtypes of eight bits that values are quantized to, and their limits.
+OFFSET = 128  # from int8 to uint8
 LIMITS = {torch.int8: (-128, 127), torch.uint8: (0, 255), FP8: (-GREATEST, GREATEST)}
 
 Scale = Value | float
@@ -126,10 +127,17 @@ def quantize(x: Value, scale: Scale, zero_point: ZeroPoint, axis: int | None, lo
 
 
 def dequantize(q: Value, scale: Scale, zero_point: ZeroPoint, axis: int | None, dtype: torch.dtype) -> Value:
-    """Eight-bit numbers as `dtype`. Raises Unsupported."""
+    """Eight-bit numbers as `dtype`. Unsigned constants around 128 become signed ones around 0. Raises Unsupported."""
     axis = _axis(q, axis)
+    tensor = current().constants.get(q)
+    if tensor is not None and tensor.dtype == torch.uint8 and _is_offset(zero_point):
+        q, zero_point = constant((tensor.to(torch.int16) - OFFSET).to(torch.int8), q.name), None
     number: Value = Dequantize(dtype, axis)(q, *_parameters(scale, zero_point, axis, q.type.dtype))
     return number
+
+
+def _is_offset(zero_point: ZeroPoint) -> bool:
+    return zero_point is not None and bool((_known(zero_point, "zero point") == OFFSET).all())
 
 
 def fake_quantize(x: Value, scale: Scale, zero_point: ZeroPoint, axis: int | None, low: int, high: int) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ from torch.export import ExportedProgram
 
 from torchsmith.convert import parameters_of
 from torchsmith.lower.editing import argument
-from torchsmith.ops.quantize import FP8, LIMITS
-from torchsmith.quantize.weighted import name_of
+from torchsmith.ops.quantize import FP8, LIMITS, OFFSET
+from torchsmith.quantize.abilities import Product, never
+from torchsmith.quantize.weighted import name_of, product_of
 
 # Ops that multiply matrices, by their names without namespace and overload.
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
@@ -47,31 +48,43 @@ class LayerPrecision:
 
 
 def layers_of(
-    program: ExportedProgram, floats: Mapping[str, torch.dtype], in_torch: Mapping[str, str], reasons: Mapping[str, str]
+    program: ExportedProgram,
+    floats: Mapping[str, torch.dtype],
+    in_torch: Mapping[str, str],
+    reasons: Mapping[str, str],
+    in_floats: Callable[[Product], str] = never,
 ) -> dict[str, LayerPrecision]:
     """The program's layers by the names of their nodes, in its order.
 
     The mappings are by the names of nodes too. floats: what float32 work becomes, of nodes in engines. in_torch: why nodes stay in
-    PyTorch. reasons: why calibration left layers in floats; where it gives none, the program tells.
+    PyTorch. reasons: why calibration left layers in floats; where it gives none, the program tells. in_floats: of the engines'
+    `Int8Abilities`.
     """
-    known = set(parameters_of(program))
+    known = parameters_of(program)
     found = {}
     for node in program.graph.nodes:
         if _op(node) not in _MATRICES:
             continue
         own, marks = _dtype(node), [eight_bits(operand, in_torch) for operand in _operands(node)]
         sums = _scales_what_is_summed(node)
+        eight = marks[0] if len(set(marks)) == 1 and not sums else None
+        lacks = in_floats(_product(node, known)) if eight == torch.int8 else ""
         if node.name in in_torch:
             precision, reason = own, f"it stays in PyTorch: {in_torch[node.name]}"
-        elif marks and marks[0] is not None and len(set(marks)) == 1 and not sums:
-            precision, reason = marks[0], ""
+        elif eight is not None and not lacks:
+            precision, reason = eight, ""
         else:
             wanted = node.meta.get("precision") or floats.get(node.name, own)
             precision = wanted if own == torch.float32 else own
             summed = "its weight has a scale for each number that is summed up, and not for each result" if sums else ""
-            reason = reasons.get(node.name) or summed or _reason(node, marks, known, in_torch)
+            reason = reasons.get(node.name) or lacks or summed or _reason(node, marks, known, in_torch)
         found[node.name] = LayerPrecision(name_of(node), str(precision).removeprefix("torch."), reason)
     return found
+
+
+def is_quantized(program: ExportedProgram) -> bool:
+    """Whether anything in the program is rounded to few bits, by a calibration or as it was trained."""
+    return any(_op(node).startswith(_MARKS) for node in program.graph.nodes)
 
 
 def eight_bits(value: fx.Node, in_torch: Collection[str] = ()) -> torch.dtype | None:
@@ -102,6 +115,38 @@ def _quantized_to(node: fx.Node) -> torch.dtype | None:
     return {FP8: FP8, torch.int8: torch.int8, torch.uint8: torch.int8}.get(dtype)  # type: ignore[arg-type]
 
 
+def _product(node: fx.Node, known: Mapping[str, Tensor]) -> Product:
+    """known: constants by name."""
+    x, weight = (*_operands(node), None, None)[:2]
+    moved = (
+        x is not None and _has_zero_point(x, known, signed=False),
+        weight is not None and _has_zero_point(weight, known, signed=True),
+    )
+    return product_of(node, *moved)
+
+
+def _has_zero_point(value: fx.Node, known: Mapping[str, Tensor], signed: bool) -> bool:
+    """Whether integers that a value stands for have one. signed: less the 128 that make unsigned ones signed."""
+    if not _op(value).startswith(_MARKS):
+        sources = [source for source in value.all_input_nodes if not isinstance(source.meta.get("val"), torch.SymInt)]
+        return any(_has_zero_point(source, known, signed) for source in sources)
+    assert isinstance(value.target, torch._ops.OpOverload), value
+    name = next((given.name for given in value.target._schema.arguments if given.name.startswith("zero_point")), None)
+    zero = None if name is None else argument(value, name)
+    if isinstance(zero, fx.Node):
+        zero = known.get(zero.name)
+        if zero is None:
+            return True  # of the input's choice
+    return zero is not None and bool((torch.as_tensor(zero) != (OFFSET if signed and _is_unsigned(value) else 0)).any())
+
+
+def _is_unsigned(node: fx.Node) -> bool:
+    if _op(node).startswith("fake_quantize"):
+        return bool(argument(node, "quant_max") > LIMITS[torch.int8][1])
+    source = node.args[0]
+    return isinstance(source, fx.Node) and _dtype(source) == torch.uint8
+
+
 def _scales_what_is_summed(node: fx.Node) -> bool:
     """Whether the scales of a node's weight run along another dimension than the results'; no product of integers does that."""
     op, operands = _op(node), _operands(node)
@@ -120,7 +165,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return [value for value in node.args[first : first + count] if isinstance(value, fx.Node)]
 
 
-def _reason(node: fx.Node, marks: list[torch.dtype | None], known: set[str], in_torch: Collection[str]) -> str:
+def _reason(node: fx.Node, marks: list[torch.dtype | None], known: Collection[str], in_torch: Collection[str]) -> str:
     """Why a node is in floats that nobody gave a reason for. marks: what its operands are quantized to. known: constants."""
     op, operands = _op(node), _operands(node)
     if op in _RECURRENT:
@@ -142,7 +187,7 @@ def _reason(node: fx.Node, marks: list[torch.dtype | None], known: set[str], in_
     return "the model does not quantize it"
 
 
-def _is_constant(value: fx.Node, known: set[str]) -> bool:
+def _is_constant(value: fx.Node, known: Collection[str]) -> bool:
     """Whether a value is a constant, moved or not."""
     while _op(value) in _MOVING and len(value.all_input_nodes) == 1:
         (value,) = value.all_input_nodes

@@ -7,8 +7,8 @@ through ReLU, behind which numbers are never negative and get 8 bits of magnitud
 
 What stays higher: convolutions on pixels (but for those of large kernels, on engines that gain by them), the gates of
 squeeze-and-excite (small layers on pooled data that scale whole channels), attention's products of activations, depthwise
-convolutions of what a layer that stays higher gives, and what `skip_layers` names. Last layers and other depthwise convolutions
-are quantized.
+convolutions of what a layer that stays higher gives, what engines have no int8 kernel for, and what `skip_layers` names. Last
+layers and other depthwise convolutions are quantized.
 
 fp8 goes to linear layers, products with constant weights and attention, where it is enabled; int8 then goes to convolutions, and
 elsewhere to all of these. fp8 keeps three bits of mantissa whatever the magnitude, so that a few large channels cost nothing.
@@ -38,6 +38,7 @@ from torchsmith.quantize.weighted import (
     Layer,
     layer_of,
     name_of,
+    product_of,
     weighted,
     weights_of,
 )
@@ -119,6 +120,8 @@ def place(
             layers.append(replace(made, dtype=FP8))
         elif torch.int8 not in formats:
             kept[node.name] = "fp8 is for linear layers and attention, and int8 is not enabled"
+        elif why := int8.in_floats(product_of(node)):
+            kept[node.name] = why
         elif not int8.gated and (wide := scaled_by_gate(made)) is not None:
             scaled.setdefault(wide, set()).add(made.x)
             kept[node.name] = "it takes what a gate scales, which these engines do as the layer loads"

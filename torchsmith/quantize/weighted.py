@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.export import ExportedProgram
 from torchsmith.capture.source import layer
 from torchsmith.convert import parameters_of
 from torchsmith.lower.editing import argument
+from torchsmith.quantize.abilities import Product
 
 aten = torch.ops.aten
 
@@ -94,3 +96,23 @@ def layer_of(node: fx.Node, weights: set[str]) -> Layer | None:
     if node.target in PRODUCTS and weight.meta["val"].dim() != 2:
         return None
     return Layer(node, name_of(node), x, weight, axis)
+
+
+def product_of(node: fx.Node, input_moved: bool = False, weight_moved: bool = False) -> Product:
+    """What a backend is told of a node that multiplies matrices. The flags: see `Product`."""
+    if node.target not in {*CONVOLUTIONS, *_TRANSPOSED, aten.convolution.default}:
+        return Product(input_moved=input_moved, weight_moved=weight_moved)
+    transposed = node.target in _TRANSPOSED or (node.target is aten.convolution.default and argument(node, "transposed"))
+    weight: Tensor = node.args[1].meta["val"]  # type: ignore[union-attr]
+    dims, groups = weight.dim() - 2, argument(node, "groups")
+    filters, channels = weight.shape[0], weight.shape[1] * groups
+    if transposed:
+        filters, channels = channels, filters
+    stride, dilation = (_each(argument(node, name), dims) for name in ("stride", "dilation"))
+    return Product(dims, transposed, groups, channels, filters, stride, dilation, input_moved, weight_moved)
+
+
+def _each(given: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """An argument for each dimension: one number may stand for all."""
+    sizes = (given,) if isinstance(given, int) else tuple(given)
+    return sizes * dims if len(sizes) == 1 else sizes

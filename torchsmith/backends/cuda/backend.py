@@ -8,18 +8,35 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from torchsmith.backends.cuda.float8 import FLOAT8, LEAST_ARCHITECTURE
+from torchsmith.backends.cuda.groups import LEAST_CHANNELS, merged
 from torchsmith.config import BuildConfig
 from torchsmith.ir.graph import Graph, Node
-from torchsmith.quantize.abilities import Int8Abilities
+from torchsmith.quantize.abilities import Int8Abilities, Product
 from torchsmith.target import Target
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120")
 
 
+def in_floats(product: Product) -> str:
+    """Why int8's kernels do not take a layer of pairs; empty where they do."""
+    if product.weight_moved:
+        return "CUDA engines compute layers whose weights have zero points in floats"
+    if product.transposed:
+        return "CUDA engines compute transposed convolutions in floats"
+    if product.dims in (1, 3):
+        return f"CUDA engines compute convolutions over {product.dims} dimension{'s' * (product.dims > 1)} in floats"
+    if product.dims and not product.depthwise:
+        groups, channels, _ = merged(product.groups, product.channels // product.groups, product.filters // product.groups)
+        if channels < LEAST_CHANNELS:
+            each = " a group" * (groups > 1)
+            return f"CUDA engines compute convolutions of fewer than {LEAST_CHANNELS} channels{each} in floats"
+    return ""
+
+
 class CudaBackend:
     name = "cuda"
     # not gated: the product's kernel scales what it loads
-    int8 = Int8Abilities(gated=False, adds=True, contested=True, fp8_since=LEAST_ARCHITECTURE)
+    int8 = Int8Abilities(gated=False, adds=True, contested=True, in_floats=in_floats, fp8_since=LEAST_ARCHITECTURE)
 
     def available(self) -> str | None:
         if importlib.util.find_spec("triton") is None:

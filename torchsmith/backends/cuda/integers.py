@@ -13,7 +13,6 @@ from torchsmith.ir.types import TensorType
 from torchsmith.ops.convolution import Convolution
 from torchsmith.ops.linear import Linear
 
-LEAST_CHANNELS = 16  # of a convolution; with fewer, tensor cores would multiply zeros
 MOST_TERMS = 1 << 16  # of a sum: 255 * 128 each, with a zero point taken off, stay within 32 bits
 
 

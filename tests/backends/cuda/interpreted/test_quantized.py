@@ -7,10 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional as F
 
 from tests.backends.cuda.interpreted.configs import GEMM_CONFIGS
-from tests.backends.cuda.simulated import check, stepped
+from tests.backends.cuda.simulated import check, run, stepped
+from tests.backends.cuda.simulated import graph_of as engine_graph
+from torchsmith import Input
 from torchsmith.backends.cuda.fuse import fuse
 from torchsmith.backends.cuda.steps import Launch
 from torchsmith.backends.cuda.tactics.convolution import ConvolutionConfig, ConvolutionTemplate
@@ -208,6 +211,22 @@ def test_convolution_of_neighbours(channels: int, taps: int, stride: int, paddin
     assert names == ["pointwise", "gemm", "convolution"] and torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("zero_point", [0, 9])
+@pytest.mark.parametrize(("groups", "channels", "filters"), [(2, 32, 48), (8, 32, 32), (3, 48, 51), (32, 32, 64)])
+def test_convolution_in_groups(groups: int, channels: int, filters: int, zero_point: int) -> None:
+    """Small ones are taken together."""
+
+    def net(builder: Builder, x: Value) -> Value:
+        w = weight(builder, weights(filters, channels // groups, 3, 3), 2.0 ** -(torch.arange(filters) % 5 + 4).float())
+        given = pair(x, 0.0625, zero_point), w
+        y: Value = Convolution((2, 1), ((1, 1), (1, 0)), (1, 1), groups)(*given, builder.constant(torch.ones(filters)))
+        return pair(Unary("relu")(y), 0.5)
+
+    found, wanted, names = kernels(net, torch.randn(2, channels, 5, 7))
+    assert names == ["pointwise", "convolution"] and torch.equal(found, wanted)
+    assert "convolution_int8" in {getattr(n.op, "kind", "") for n in fuse(graph_of(net, torch.zeros(2, channels, 5, 7))).nodes}
+
+
 CONVOLUTIONS = [
     ConvolutionConfig(16, 32, 32, 2, 2),
     ConvolutionConfig(32, 16, 64, 4, 3),
@@ -372,6 +391,29 @@ def test_residual_block(dtype: torch.dtype) -> None:
 
 
 # ---- what stays as it is --------------------------------------------------------------------------------------------------
+
+
+class Padded(nn.Module):
+    """Two convolutions, the second of what is never negative, whose integers have a zero point in kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Layer(nn.Conv2d(16, 32, 1)), Layer(nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return signed(self.second(unsigned(self.first(signed(x, 0.03)).relu(), 0.01)).relu(), 0.01)
+
+
+def test_where_pictures_end_need_not_be_known() -> None:
+    """The zero point is written around them."""
+    sizes = Input((Dim("n", max=8), 16, Dim("h", max=64), Dim("w", max=64)))
+    graph = engine_graph(Padded(), [sizes], torch.float32)
+    for shape in ((2, 16, 5, 7), (1, 16, 8, 3)):
+        x = torch.randn(*shape)
+        found = run(graph, [x])
+        assert found.kernels == ["pointwise", "gemm", "[Pad]", "convolution"]
+        (wanted,) = interpret(graph, [x])
+        assert (found.outputs[0] - wanted).abs().max() <= 0.0101 and (found.outputs[0] != wanted).float().mean() < 0.01
 
 
 def test_weights_alone_are_folded() -> None:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from torchsmith.backends.cuda.float8 import FLOAT8, Float8Attention, Float8Linear
-from torchsmith.backends.cuda.fuse.epilogue import kind_of
+from torchsmith.backends.cuda.fuse.epilogue import convolution_kind, kind_of
 from torchsmith.backends.cuda.fuse.quantized_parts import before_move, quantized_parts
 from torchsmith.backends.cuda.fuse.quantized_scales import one_scale
 from torchsmith.backends.cuda.fuse.rules import apply
 from torchsmith.backends.cuda.fuse.siblings import siblings
-from torchsmith.backends.cuda.integers import LEAST_CHANNELS, IntegerConvolution, IntegerLinear
+from torchsmith.backends.cuda.groups import LEAST_CHANNELS, merged
+from torchsmith.backends.cuda.integers import IntegerConvolution, IntegerLinear
 from torchsmith.backends.cuda.program import is_pointwise
 from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import constant
@@ -31,12 +32,12 @@ from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
 from torchsmith.ops.linear import Linear
+from torchsmith.ops.pad import Pad
 from torchsmith.ops.permute import Permute
-from torchsmith.ops.quantize import Dequantize, Quantize
+from torchsmith.ops.quantize import OFFSET, Dequantize, Quantize
 
 MOVES = frozenset({"Reshape", "Permute", "Slice", "Expand"})
 ORDERED = frozenset({"MaxPool"})  # the greatest of some numbers is that of the integers that they are
-OFFSET = 128  # from uint8 to int8
 CUTS = 2  # a value's parts may be cut once more
 
 
@@ -170,6 +171,9 @@ def _move_after(node: Node, seen: Seen) -> Sequence[Value] | None:
     return [before.op(replace(node.op, axis=axis)(before.inputs[0], constant(moved, "scale")))]  # type: ignore[call-arg]
 
 
+Main = IntegerLinear | IntegerConvolution | Float8Linear
+
+
 @dataclass(frozen=True)
 class Integers:
     """What a value stands for: (q - zero_point) * scale. scale, zero_point: one number, or one a channel along `axis`."""
@@ -209,9 +213,10 @@ def _product(node: Node, seen: Seen) -> Sequence[Value] | None:
     if weight is None or w.zero_point is not None or node.outputs[0].type.dtype == torch.float64:
         return None
     main = _main_op(node, weight.dtype) if x.q.type.dtype == weight.dtype else None
-    share = None if main is None else _share(main, x, weight)
-    if main is None or (share is None and x.zero_point is not None):
+    if main is None:
         return None
+    main, x = _without_padding(main, x)
+    share = _share(main, x, weight)
     channels = (-1, *[1] * (weight.dim() - 2))  # of the result, from the right
     scale = (x.scale * w.scale).expand(weight.shape[0]).reshape(channels)
     sums = main(x.q, w.q)
@@ -250,7 +255,7 @@ def _attention(node: Node, seen: Seen) -> Sequence[Value] | None:
     return [y if wanted == torch.float32 else Cast(wanted)(y)]
 
 
-def _main_op(node: Node, dtype: torch.dtype) -> IntegerLinear | IntegerConvolution | Float8Linear | None:
+def _main_op(node: Node, dtype: torch.dtype) -> Main | None:
     """The product of eight bits in the place of a node; None where there is no kernel for it."""
     op: Any = node.op
     weight = node.inputs[1].type
@@ -258,7 +263,7 @@ def _main_op(node: Node, dtype: torch.dtype) -> IntegerLinear | IntegerConvoluti
         return Float8Linear() if type(op).__name__ == "Linear" else None
     main: IntegerLinear | IntegerConvolution = IntegerLinear()
     if type(op).__name__ == "Convolution":
-        if op.groups != 1 or weight.rank != 4 or weight.shape[1] < LEAST_CHANNELS:
+        if weight.rank != 4 or convolution_kind(node) == "depthwise" or _channels(node) < LEAST_CHANNELS:
             return None
         main = IntegerConvolution(op.stride, op.padding, op.dilation, op.groups)
     try:
@@ -268,20 +273,34 @@ def _main_op(node: Node, dtype: torch.dtype) -> IntegerLinear | IntegerConvoluti
     return main
 
 
-def _share(main: IntegerLinear | IntegerConvolution | Float8Linear, x: Integers, weight: Tensor) -> Tensor | None:
+def _channels(node: Node) -> int:
+    """Of a group of a convolution, as the kernel takes it; 0 where that is not known."""
+    filters, channels = node.inputs[1].type.shape[:2]
+    op: Any = node.op
+    return merged(op.groups, channels, filters // op.groups)[1] if isinstance(filters, int) and isinstance(channels, int) else 0
+
+
+def _without_padding(main: Main, x: Integers) -> tuple[Main, Integers]:
+    """The same, where it is not known which results see padding, whose 0 is the zero point: that is written around x."""
+    known = all(isinstance(size, int) for size in x.q.type.shape[1:])
+    if known or x.zero_point is None or not isinstance(main, IntegerConvolution) or not any(map(any, main.padding)):
+        return main, x
+    before, after = ((0, 0, *(sides[end] for sides in main.padding)) for end in (0, 1))
+    padded = Pad(before, after, value=float(x.zero_point))(x.q)
+    return replace(main, padding=((0, 0),) * len(main.padding)), replace(x, q=padded)
+
+
+def _share(main: Main, x: Integers, weight: Tensor) -> Tensor | None:
     """What the zero point adds to the sums: one number a channel, or one a pixel where some see padding, which stands for 0.
 
-    None where there is none, and where it is not known.
+    None where there is no zero point.
     """
     if x.zero_point is None or isinstance(main, Float8Linear):
         return None
     if isinstance(main, IntegerLinear) or not any(map(any, main.padding)):
         share = weight.flatten(1).sum(1, dtype=torch.int32) * x.zero_point.to(torch.int32)
         return share.reshape(-1, *[1] * (weight.dim() - 2))
-    sizes = x.q.type.shape[1:]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
-    return main.reference(x.zero_point.expand(1, *sizes), weight)
+    return main.reference(x.zero_point.expand(1, *x.q.type.shape[1:]), weight)
 
 
 def _of_weights(node: Node, seen: Seen) -> Sequence[Value] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchsmith.backends.cuda.emission import Emission
 from torchsmith.backends.cuda.fuse.fused import Fused
+from torchsmith.backends.cuda.groups import LEAST_CHANNELS, merged
 from torchsmith.backends.cuda.kernels.convolution import convolution, sum_parts
 from torchsmith.backends.cuda.program import HookWriter, Space
 from torchsmith.backends.cuda.steps import Hook
@@ -27,8 +28,6 @@ from torchsmith.backends.cuda.tactics.parts import Parts, parts_of
 from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import Dim, bind, floordiv, product, same, symbols_in
 from torchsmith.ir.graph import Value
-
-LEAST_CHANNELS = 16  # a group; tensor cores multiply 16 at a time
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,11 @@ class Problem:
         return product((self.images, *self.out_size))
 
     @property
+    def merged(self) -> tuple[int, int, int]:
+        """Groups, and each one's channels and filters, as the kernel takes them."""
+        return merged(self.groups, self.channels // self.groups, self.filters // self.groups)
+
+    @property
     def padded(self) -> bool:
         return any(map(any, self.padding))
 
@@ -106,7 +110,7 @@ class ConvolutionTemplate:
             raise Unsupported("the picture's channels are not innermost")
         if p.row_stride is None:
             raise Unsupported("the output's pixels do not lie in one sweep")
-        groups, channels, filters = merged(p)
+        groups, channels, filters = p.merged
         if channels < LEAST_CHANNELS:
             raise Unsupported(f"{channels} channels a group; it takes {LEAST_CHANNELS} and more")
         m = e.likely(p.pixels, 1 << 14)
@@ -131,7 +135,7 @@ class ConvolutionTemplate:
 
     def emit(self, e: Emission, config: ConvolutionConfig) -> None:
         p = problem_of(e)
-        groups, channels, filters = merged(p)
+        groups, channels, filters = p.merged
         writer, epilogue = epilogue_of(e, p)
         blocks_k = -(-channels // config.block_k)
         w = e.packed(p.weight, f"taps{groups}x{config.block_k}", lambda t: by_taps(t, p.groups, groups, config.block_k))
@@ -307,14 +311,6 @@ def epilogue_of(e: Emission, p: Problem) -> tuple[HookWriter, Hook]:
         writer.lines.append(f"acc = acc + {bias}")
     writer.compute(p.parts.after, Space(main.type.shape, (("rows", pixels), ("cols", (1,))), masks))
     return writer, writer.hook("epilogue", ("acc", "rows", "cols", "row_mask", "col_mask"), [writer.names[p.output]])
-
-
-def merged(p: Problem) -> tuple[int, int, int]:
-    """(groups, channels, filters a group): small groups are taken together, with zeros between them, until tensor cores fit."""
-    groups, channels, filters = p.groups, p.channels // p.groups, p.filters // p.groups
-    while groups % 2 == 0 and min(channels, filters) < LEAST_CHANNELS:
-        groups, channels, filters = groups // 2, channels * 2, filters * 2
-    return groups, channels, filters
 
 
 def by_taps(weight: Tensor, groups: int, wanted: int, block_k: int) -> Tensor:
