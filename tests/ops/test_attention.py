@@ -44,6 +44,24 @@ def test_masks(shape: tuple) -> None:
     OpCase(lambda q, k, v, m: attend(q, k, v, m), *tensors(), rand(*shape) > -1).accepted()
 
 
+@pytest.mark.parametrize("size", [4, 12])
+@pytest.mark.parametrize("masked", [False, True])
+def test_as_many_heads_as_tokens(size: int, masked: bool) -> None:
+    """What puts the heads beside each other again then keeps the shape."""
+    mask = rand(1, 1, size, size) > -1 if masked else None
+
+    def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.relu(q) @ k.mT
+        return ((scores if mask is None else scores.masked_fill(~mask, -100)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    three = tensors((2, size), size, size, 16, 16)
+    OpCase(fused, *three).accepted()
+    OpCase(apart, *three).accepted()
+
+
 def test_rows_that_are_masked_whole_give_zeros() -> None:
     mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
     mask[0, 0, 2], mask[1, 0, :, 3:] = False, False

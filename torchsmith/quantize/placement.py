@@ -120,14 +120,14 @@ def place(
             layers.append(replace(made, dtype=FP8))
         elif torch.int8 not in formats:
             kept[node.name] = "fp8 is for linear layers and attention, and int8 is not enabled"
-        elif why := int8.in_floats(product_of(node)):
-            kept[node.name] = why
         elif not int8.gated and (wide := scaled_by_gate(made)) is not None:
             scaled.setdefault(wide, set()).add(made.x)
             kept[node.name] = "it takes what a gate scales, which these engines do as the layer loads"
         elif _takes_pixels(made) and not (int8.pixels and made.terms >= _PIXEL_TERMS):
             channels = made.weight.meta["val"].shape[1]
             kept[node.name] = f"it takes {channels} channels, as of pixels; int8 costs much there and gains little"
+        elif why := int8.in_floats(product_of(node)):
+            kept[node.name] = why
         elif _is_depthwise_on_floats(made, {other.node for other in layers}, weights):
             kept[node.name] = "a depthwise convolution of floats, which int8 does not make faster"
         else:

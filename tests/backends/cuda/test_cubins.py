@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 from tests.backends.cuda.problems import layers, placed
 from torchsmith.backends.cuda import cubins, tactics, tune, workers
@@ -49,6 +50,13 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cubins, "attempt", fails)
     monkeypatch.setattr(cubins, "compile_in_workers", fails)
+
+
+def test_engines_carry_no_lines_for_debuggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "triton"))
+    made = compile_kernel(kernel(), 90)
+    assert isinstance(made, Cubin) and b".debug_line" not in made.code
+    assert not triton.knobs.compilation.disable_line_info  # others' kernels have them
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
