@@ -25,6 +25,10 @@ CASES: dict[str, OpCase] = {
     "x[i, j]": OpCase(lambda x, i, j: x[i, j], rand(4, 7, 3), randint(5, high=4), randint(5, low=-7, high=7)),
     "x[i, :, j]": OpCase(lambda x, i, j: x[i, :, j], rand(2, 7, 3), randint(5, high=2), randint(5, high=3)),
     "x[:, i, j]": OpCase(lambda x, i, j: x[:, i, j], rand(2, 7, 3), randint(5, high=7), randint(4, 1, high=3), dynamic=[(0, 0)]),
+    "unfold": OpCase(lambda x: x.unfold(1, 3, 2), rand(2, 8, 3), dynamic=[(0, 0)]),
+    "unfold twice": OpCase(lambda x: x.unfold(2, 4, 3).unfold(3, 4, 3), rand(1, 2, 10, 10)),
+    "unfold of what overlaps, from the end": OpCase(lambda x: x.unfold(-1, 20, 8) * 2, rand(2, 60), dynamic=[(0, 1)]),
+    "unfold to one window": OpCase(lambda x: x.unfold(0, 5, 1), rand(5)),
     "flip": OpCase(lambda x: x.flip(1, -1), rand(2, 7, 3), dynamic=[(0, 0)]),
 }
 
