@@ -117,5 +117,9 @@ def test_arithmetic() -> None:
     assert product([2, N, 3]) == 6 * N and product([]) == 1 and total([1, N, 2]) == N + 3 and total([]) == 0
     assert floordiv(7, 2) == 3 and floordiv(4 * N, 2) == 2 * N and floordiv(-7, 2) == -4
     assert isinstance(simplify(N - N + 2), int)
+    assert floordiv(N**2, N) == N and floordiv(2 * N + N * M, N) == M + 2 and same(floordiv(N, M) * M, N) is False
+    assert same(floordiv(N - 1, 2) + 1, floordiv(N + 1, 2)) and same(floordiv(7 * N - 9, 4), N - 3 + floordiv(3 * N + 3, 4))
+    assert same(floordiv(floordiv(N - 1, 2), 2) + 1, floordiv(floordiv(N + 1, 2) + 1, 2))
+    assert not same(floordiv(N, 2), floordiv(N + 1, 2)) and same(2 * floordiv(4 * N + 1, 4), 2 * N)
     assert bind((N, (M, "s0", None)), {"s0": 2, "s1": 3}) == (2, (3, "s0", None))
     assert symbols_in([N, (M, 3), "s9"]) == {"s0", "s1"} and symbols_in(()) == set()

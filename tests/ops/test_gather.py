@@ -8,9 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchsmith import Input
 from torchsmith.testing.op_case import OpCase, rand, randint
-from torchsmith.testing.pipeline import Pipeline
 
 CASES: dict[str, OpCase] = {
     "embedding": OpCase(lambda i, w: F.embedding(i, w), randint(2, 7), rand(10, 5), dynamic=[(0, 0)]),
@@ -27,10 +25,6 @@ CASES: dict[str, OpCase] = {
     "x[i, j]": OpCase(lambda x, i, j: x[i, j], rand(4, 7, 3), randint(5, high=4), randint(5, low=-7, high=7)),
     "x[i, :, j]": OpCase(lambda x, i, j: x[i, :, j], rand(2, 7, 3), randint(5, high=2), randint(5, high=3)),
     "x[:, i, j]": OpCase(lambda x, i, j: x[:, i, j], rand(2, 7, 3), randint(5, high=7), randint(4, 1, high=3), dynamic=[(0, 0)]),
-    "unfold": OpCase(lambda x: x.unfold(1, 3, 2), rand(2, 8, 3), dynamic=[(0, 0)]),
-    "unfold twice": OpCase(lambda x: x.unfold(2, 4, 3).unfold(3, 4, 3), rand(1, 2, 10, 10)),
-    "unfold of what overlaps, from the end": OpCase(lambda x: x.unfold(-1, 20, 8) * 2, rand(2, 60)),
-    "unfold to one window": OpCase(lambda x: x.unfold(0, 5, 1), rand(5)),
     "flip": OpCase(lambda x: x.flip(1, -1), rand(2, 7, 3), dynamic=[(0, 0)]),
 }
 
@@ -38,17 +32,6 @@ CASES: dict[str, OpCase] = {
 @pytest.mark.parametrize("name", CASES)
 def test_accepted(name: str) -> None:
     CASES[name].accepted()
-
-
-def test_windows_of_a_signal_of_any_length() -> None:
-    class Frames(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.unfold(-1, 20, 8).square().mean(-1)
-
-    pipeline = Pipeline(Frames(), Input(min_shape=(2, 40), opt_shape=(2, 60), max_shape=(2, 900)))
-    pipeline.capture().lower().partition().build().whole()
-    for length in (40, 43, 900):
-        pipeline.matches((torch.randn(2, length),))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])

@@ -52,8 +52,27 @@ def foreign(size: Dim) -> str | None:
 def simplify(size: Dim) -> Dim:
     if isinstance(size, int):
         return size
-    size = sympy.expand(size)
+    size, before = sympy.expand(size), None
+    while size != before and size.has(FloorDiv):  # quotients in others change those
+        size, before = sympy.expand(size.replace(FloorDiv, _quotient)), size
     return int(size) if size.is_Integer else size
+
+
+def _quotient(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    """a // b in the one form that equal quotients by a number have: what b divides stands outside, a quotient inside is joined."""
+    numerator, denominator = sympy.fraction(sympy.together(sympy.cancel(a / b)))
+    if denominator == 1:
+        return numerator
+    if not (b.is_Integer and b > 0):
+        return FloorDiv(a, b)
+    terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(sympy.expand(a))]
+    whole = sum(coefficient // b * rest for coefficient, rest in terms if coefficient.is_Integer)
+    left = sympy.expand(a - b * whole)
+    inner = [part for part in sympy.Add.make_args(left) if part.has(FloorDiv)]
+    if len(inner) == 1 and isinstance(inner[0], FloorDiv) and inner[0].args[1].is_Integer and inner[0].args[1] > 0:
+        x, m = inner[0].args
+        return whole + FloorDiv(sympy.expand(x + m * (left - inner[0])), m * b)  # (x // m + n) // b
+    return whole + FloorDiv(left, b)
 
 
 def same(a: Dim, b: Dim) -> bool:

@@ -16,7 +16,6 @@ from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.compare import Compare
-from torchsmith.ops.create import Arange
 from torchsmith.ops.expand import expanded
 from torchsmith.ops.permute import permuted
 from torchsmith.ops.promote import cast, scalar
@@ -131,21 +130,6 @@ def take_along_dim(x: Value, index: Value, dim: int | None = None) -> Value:
 @converter(aten.take.default)
 def take(x: Value, index: Value) -> Value:
     return Gather(0)(reshaped(x, (x.type.numel,)), wrapped(index, x.type.numel))
-
-
-@converter(aten.unfold.default)
-def unfold(x: Value, dim: int, size: int, step: int) -> Value:
-    """Windows of `size` elements along `dim`, `step` apart; what is within them is the last dimension of the result."""
-    if x.type.rank == 0:
-        raise Unsupported("windows of a tensor of no dimensions")
-    dim %= x.type.rank
-    windows = expected().shape[dim]
-    if isinstance(windows, int):
-        index = constant(torch.arange(windows)[:, None] * step + torch.arange(size), "windows")
-    else:
-        first = reshaped(Arange(0, step, windows, torch.int64)(), (windows, 1))
-        index = Binary("add")(first, constant(torch.arange(size), "within"))
-    return permuted(Gather(dim)(x, index), [d for d in range(x.type.rank + 1) if d != dim + 1] + [dim + 1])
 
 
 @converter(aten.index.Tensor)

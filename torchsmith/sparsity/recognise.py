@@ -64,13 +64,13 @@ def _operands(node: Node) -> Iterator[tuple[int, int]]:
 
 
 class _Constants:
-    """The graph's constants, and what nodes compute from them alone, evaluated when it is asked for."""
+    """The graph's constants, and what nodes compute from them alone, whatever the sizes are; evaluated when it is asked for."""
 
     def __init__(self, graph: Graph) -> None:
         self.tensors: dict[Value, Tensor] = dict(graph.constants)
         self.makers: dict[Value, Node] = {}
         for node in graph.nodes:
-            if node.inputs and all(self.has(value) for value in node.inputs):
+            if node.inputs and all(self.has(value) for value in node.inputs) and not node.op.symbols():
                 self.makers.update(dict.fromkeys(node.outputs, node))
 
     def has(self, value: Value) -> bool:
