@@ -117,6 +117,20 @@ def test_no_pass_changes_results(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+def test_optical_flow_runs_whole_and_follows_places_in_float32() -> None:
+    from torchvision.models.optical_flow import raft_small
+
+    model = seeded(0, raft_small).eval()
+    frames = seeded(1, lambda: tuple(torch.rand(1, 3, 128, 128) * 2 - 1 for _ in range(2)))
+    # with places in bfloat16, the error is 0.18
+    for enabled, limit in (({F32}, 1e-4), *([({F32, BF16}, 5e-2)] if BF16_IS_NATIVE else [])):
+        fast = torchsmith.compile(model, inputs=frames, enabled_precisions=enabled, require_full_compilation=True)
+        assert len(torchsmith.explain(fast).segments) == 1
+        with torch.no_grad():
+            assert error(fast(*frames), [t.double() for t in model(*frames)]) <= limit
+
+
+@pytest.mark.slow
 def test_one_engine_serves_every_batch_of_efficientnet() -> None:
     model, _, _ = timm_model("efficientnet_b0")
     batch = Dim("batch", min=1, max=16)

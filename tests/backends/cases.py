@@ -49,6 +49,7 @@ def case(op: str, *inputs: Tensor, dtypes: Sequence[torch.dtype] = (F32, F16), *
 
 EIGHTHS = torch.tensor([0.125, 0.25, 0.5, 0.125, 0.0625])
 X, IMAGE, LINE, VOLUME = rand(3, 5, 7), rand(2, 4, 9, 11), rand(2, 4, 13), rand(1, 2, 5, 6, 7)
+PLACES = rand(2, 6, 5, 2, low=-1.7, high=1.7)
 POOL2: dict[str, Any] = {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "ceil_mode": False}
 ROW: dict[str, Any] = {"kernel": (3,), "stride": (2,), "padding": (1,), "dilation": (1,), "ceil_mode": True}
 MEAN2: dict[str, Any] = {
@@ -154,6 +155,10 @@ CASES: list[Case] = [
     case("AdaptiveMaxPool", IMAGE, output=(4, 5)),
     *(case("Resize", IMAGE, size=(13, 20), mode=m, align_corners=False, scales=None)
       for m in ("nearest", "nearest-exact", "linear", "cubic")),
+    *(case("GridSample", IMAGE, PLACES, mode=m, padding_mode=p, align_corners=c)
+      for m in ("bilinear", "nearest", "bicubic") for p, c in (("zeros", False), ("border", True), ("reflection", True))),
+    case("GridSample", IMAGE, PLACES, mode="nearest", padding_mode="reflection", align_corners=False),
+    case("GridSample", VOLUME, rand(1, 3, 4, 5, 3, low=-1.7, high=1.7), mode="bilinear", padding_mode="zeros", align_corners=False),
     *(recurrent(kind, reverse) for kind in GATES for reverse in (False, True)),
     # by powers of two, so that float32 and float64 round the same numbers
     case("Quantize", X, torch.tensor(0.03125), dtypes=(F32,), dtype=torch.int8, low=-32, high=31, axis=None),

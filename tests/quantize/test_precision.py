@@ -15,7 +15,9 @@ from torchsmith.ir.types import TensorType
 from torchsmith.ir.verify import verify
 from torchsmith.ops.binary import Binary
 from torchsmith.ops.cast import Cast
+from torchsmith.ops.grid_sample import GridSample
 from torchsmith.ops.linear import Linear
+from torchsmith.ops.matmul import MatMul
 from torchsmith.ops.quantize import Dequantize, Quantize
 from torchsmith.ops.registry import load_all
 from torchsmith.ops.unary import Unary
@@ -161,3 +163,38 @@ def test_matrix_work_may_say_its_own_precision_and_what_follows_two_kinds_is_flo
     follow = [n.outputs[0].type.dtype for n in reduced.nodes if isinstance(n.op, (Binary, Unary))]
     assert sorted(map(str, linears)) == sorted(map(str, [F32, BF16, F16])) and follow == [F32, F32, F16]
     assert reduce_precision(b.finish([first]), F32).nodes[0].op == Linear()
+
+
+def warped(x: torch.Tensor, w: torch.Tensor, places: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """x convolved, sampled where a flow that it is convolved to points, from places that are turned."""
+    flow = torch.nn.functional.conv2d(x, w, padding=1)
+    grid = (flow.permute(0, 2, 3, 1) / 100 + places @ turn).clamp(-1, 1) * 0.75
+    return torch.relu(torch.nn.functional.grid_sample(torch.relu(flow), grid, align_corners=False))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_grids_and_what_makes_them_stay_in_float32(dtype: torch.dtype) -> None:
+    """As what is sampled does, between the half precision of the matrix work before it and after it."""
+    # next to each other, pixels differ: a place that is off shows
+    x = torch.where(torch.arange(128) % 2 > 0, 1.0, -1.0).expand(1, 2, 128, 128) + rand(1, 2, 1, 128) / 4
+    line = torch.linspace(-1, 1, 128)
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)[None]
+    case = OpCase(warped, x.contiguous(), rand(2, 2, 3, 3), places, torch.tensor([[0.8, 0.6], [-0.6, 0.8]]))
+    reduced = reduce_precision(case.graph(), dtype)
+    verify(reduced, "quantize")
+    kinds = {type(n.op).__name__: n.outputs[0].type.dtype for n in reduced.nodes if not isinstance(n.op, (Cast, Unary))}
+    assert kinds.pop("Convolution") == dtype and set(kinds.values()) == {F32}, kinds
+    functions = [n.outputs[0].type.dtype for n in reduced.nodes if isinstance(n.op, Unary)]
+    assert functions == [dtype, F32], "before and behind the samples"
+    wanted = warped(*(t.double() for t in case.inputs))
+    assert relative_error(interpret(reduced, case.inputs)[0], wanted) < {F16: 2e-3, BF16: 1.6e-2}[dtype]
+
+
+def test_large_products_are_matrix_work_in_front_of_grids_too() -> None:
+    with Builder() as b:
+        x, weights = b.input(TensorType((1, 3, 8, 8), F32)), b.input(TensorType((1, 4, 6, 64), F32))
+        grid = MatMul()(weights, b.constant(rand(64, 2)))
+        graph = b.finish([GridSample("bilinear", "zeros")(x, grid)])
+    reduced = reduce_precision(graph, F16)
+    (product,) = (n for n in reduced.nodes if isinstance(n.op, MatMul))
+    assert product.outputs[0].type.dtype == F16

@@ -3,7 +3,8 @@
 matrix: computes in the reduced dtype (with float32 accumulation), casting its inputs down.
 follow: computes in the dtype that reaches it, reduced where any activation is, float32 otherwise. Normalisation, softmax and
 pooling are here: they take and give the reduced dtype, and compute in float32 inside.
-wide: stays in float32, because range or cancellation would cost accuracy.
+wide: stays in float32, because range or cancellation would cost accuracy. Samples at a grid are here, with their grids and what
+computes those: in half precision, whose steps from 1024 on are whole ones, places would be pixels off.
 pair: takes what reaches it, and its scale in float32; what it gives as a float is in the reduced dtype. int8 is in the graph
 as such pairs, so that no op is cast to it.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torchsmith.ir.graph import Node
+from torchsmith.ir.graph import Graph, Node
+from torchsmith.ops.grid_sample import GridSample
 
 Role = Literal["matrix", "follow", "wide", "pair"]
 
@@ -45,3 +47,29 @@ def role_of(node: Node) -> Role:
     if node.op.moves_data:
         return "follow"
     return ROLES.get(kind, "wide")
+
+
+# A product that sums at most so many numbers moves places: homogeneous coordinates of three dimensions are four.
+_MOST_COORDINATES = 4
+
+
+def placing(graph: Graph) -> set[Node]:
+    """The nodes that make grids of what matrix work and inputs give, and so are wide whatever their role is."""
+    producers = {value: node for node in graph.nodes for value in node.outputs}
+    pending = [node.inputs[1] for node in graph.nodes if isinstance(node.op, GridSample)]
+    found = set[Node]()
+    while pending:
+        value = pending.pop()
+        node = producers.get(value)
+        if node is None or node in found or not value.type.dtype.is_floating_point or not _places(node):
+            continue
+        found.add(node)
+        pending.extend(node.inputs)
+    return found
+
+
+def _places(node: Node) -> bool:
+    if type(node.op).__name__ in ("Linear", "MatMul"):
+        summed = node.inputs[0].type.shape[-1]
+        return isinstance(summed, int) and summed <= _MOST_COORDINATES
+    return role_of(node) not in ("matrix", "pair")

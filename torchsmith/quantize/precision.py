@@ -15,7 +15,7 @@ from torchsmith.ir.op import Op
 from torchsmith.ops.promote import cast
 from torchsmith.ops.quantize import FP8, Dequantize
 from torchsmith.quantize.abilities import Int8Abilities
-from torchsmith.quantize.policy import role_of
+from torchsmith.quantize.policy import placing, role_of
 from torchsmith.target import Target
 
 # What a CPU needs to compute natively in a dtype.
@@ -85,6 +85,7 @@ def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
     reduced = {dtype, *(node.precision for node in graph.nodes if node.precision)} - {torch.float32}
     if not reduced:
         return graph
+    wide = placing(graph)
     with Builder(graph.ranges) as builder:
         values: dict[Value, Value] = {v: builder.input(v.type, v.name) for v in graph.inputs}
         values.update({v: builder.constant(t, v.name) for v, t in graph.constants.items()})
@@ -99,7 +100,7 @@ def reduce_precision(graph: Graph, dtype: torch.dtype) -> Graph:
             return casts[value, wanted]
 
         for node in graph.nodes:
-            inputs, role, op = [values[v] for v in node.inputs], role_of(node), node.op
+            inputs, role, op = [values[v] for v in node.inputs], "wide" if node in wide else role_of(node), node.op
             compute = _compute_dtype(role, inputs, builder, node.precision or dtype, reduced)
             # what was float32 takes the compute dtype; other dtypes (integers, the user's own half) stay
             was_float = [v.type.dtype == torch.float32 and role != "pair" for v in node.inputs]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from torchsmith.backends import get
 from torchsmith.backends.openvino import engine as engines
-from torchsmith.backends.openvino.widen import is_mixed, widened
+from torchsmith.backends.openvino.widen import hint, is_mixed, widened
 from torchsmith.config import BuildConfig
 from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph
@@ -20,6 +20,7 @@ from torchsmith.ir.interpret import interpret
 from torchsmith.ir.types import TensorType
 from torchsmith.ir.verify import verify
 from torchsmith.ops.cast import Cast
+from torchsmith.ops.grid_sample import GridSample
 from torchsmith.ops.linear import Linear
 from torchsmith.ops.permute import Permute
 from torchsmith.ops.quantize import Dequantize, Quantize
@@ -141,6 +142,29 @@ def test_a_graph_with_int8_and_bfloat16_is_written_in_float32() -> None:
     assert not is_mixed(graph_of(Products(0, 255), rand(2, 16)))
     inputs = [rand(2, 4).bfloat16()]
     assert relative_error(interpret(wide, inputs)[0], interpret(graph, inputs)[0]) < 1e-2
+
+
+class Warped(Pairs):
+    """What an int8 layer gives, sampled at a grid that is computed, and convolved in floats."""
+
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        y = F.conv2d(self.q(x), self.layer("a", 16, 16, 3, 3), padding=1)
+        y = F.grid_sample(F.silu(y), torch.tanh(grid + 0.001) * 1.3, align_corners=False)
+        self.layer("b", 16, 16, 3, 3)
+        return F.conv2d(y, self.get_buffer("b"), padding=1)
+
+
+def test_places_beside_int8_and_bfloat16_are_found_in_float32() -> None:
+    x, grid, module = rand(1, 16, 64, 64), rand(1, 64, 64, 2), Warped(-128, 127)
+    wanted = module(x, grid)
+    graph = OpCase(module, x, grid).graph()
+    reduced = reduce_precision(graph, BF16)
+    assert is_mixed(reduced) and hint(reduced) == "f32"
+    (sampled,) = (n for n in reduced.nodes if isinstance(n.op, GridSample))
+    assert [v.type.dtype for v in sampled.inputs] == [F32, F32]
+    backend, cpu = get("openvino"), this_cpu()
+    (found,) = backend.load(backend.build(reduced, cpu, BuildConfig(num_threads=1)), cpu)([x, grid])
+    assert relative_error(found, wanted) < 1e-2
 
 
 @needs_int8

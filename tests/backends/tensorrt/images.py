@@ -1,6 +1,7 @@
-"""What TensorRT's convolutions, pooling and resizing mean.
+"""What TensorRT's convolutions, pooling, resizing and sampling mean.
 
-A resize finds positions by the lengths, as documented, also where scales are set; the cubic one repeats the border.
+A resize finds positions by the lengths, as documented, also where scales are set; the cubic one repeats the border. Samples at a
+grid are PyTorch's: TensorRT documents them in fewer words.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def resize(raw: Any, x: Tensor, sizes: Tensor | None = None) -> Tensor:
 
 @layer("GRID_SAMPLE")
 def grid_sample(raw: Any, x: Tensor, grid: Tensor) -> Tensor:
+    assert raw.get_input(0).dtype == raw.get_input(1).dtype and x.dim() == grid.dim() == 4, f"{x.dtype} at {grid.dtype}"
     mode = {"NEAREST": "nearest", "LINEAR": "bilinear", "CUBIC": "bicubic"}[raw.interpolation_mode.name]
     outside = {"CLAMP": "border", "FILL": "zeros", "REFLECT": "reflection"}[raw.sample_mode.name]
     return F.grid_sample(x, grid, mode=mode, padding_mode=outside, align_corners=raw.align_corners)

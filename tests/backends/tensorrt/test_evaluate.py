@@ -121,6 +121,16 @@ def test_resize(mode: str, corners: bool | None, ours: str, transformation: str,
         torch.testing.assert_close(found, F.interpolate(IMAGE, size, mode=mode, align_corners=corners), atol=2e-5, rtol=1e-5)
 
 
+def test_samples_at_a_grid() -> None:
+    """Places of the example in NVIDIA's documentation of the operator, with what it says is there to three digits."""
+    net = Network()
+    grid = torch.tensor([[-2.0, -1.83], [-0.67, -0.5], [0.0, 0.17], [0.67, 0.83], [1.0, 1.17]]).reshape(1, 1, 5, 2)
+    layer = net.to.add_grid_sample(net.input(torch.arange(9.0).reshape(1, 1, 3, 3)), net.input(grid))
+    layer.align_corners, layer.interpolation_mode, layer.sample_mode = False, trt().InterpolationMode.LINEAR, trt().SampleMode.FILL
+    (found,) = net.of(layer)
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([0.0, 0.746, 4.764, 6.009, 0.979]), atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("mode", "theirs"), [("FILL", "constant"), ("WRAP", "circular"), ("CLAMP", "replicate"), ("REFLECT", "reflect")]
 )

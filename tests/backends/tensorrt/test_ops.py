@@ -36,6 +36,12 @@ REFUSED: dict[str, str] = {
         for name in ("bitwise_and", "bitwise_or", "bitwise_xor")
     },
     "Cast-torch.float64-3x5x7": "TensorRT does not compute in torch.float64",
+    **{
+        f"GridSample-bilinear-zeros-1x2x5x6x7-{dtype}": (
+            f"TensorRT samples images of two dimensions at a grid, and here is {short}[1, 2, 5, 6, 7]"
+        )
+        for dtype, short in (("float32", "f32"), ("float16", "f16"), ("bfloat16", "bf16"))
+    },
     "MatMul-2x3x8-int64": "TensorRT multiplies matrices of floating numbers alone; cast integers before it",
 }
 

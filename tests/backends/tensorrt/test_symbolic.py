@@ -174,6 +174,7 @@ CASES: list[Dynamic] = [
     dynamic("AdaptiveAvgPool", IMAGE, output=(1, 1)),
     *(dynamic("Resize", floats(N, 4, 9, 11), size=(13, 20), mode=m) for m in ("nearest", "nearest-exact", "linear", "cubic")),
     *(dynamic("Resize", IMAGE, size=(18, 2 * M), mode=m) for m in ("nearest", "linear")),
+    dynamic("GridSample", IMAGE, floats(N, M, 5, 2), mode="bilinear", padding_mode="zeros"),
     *(dynamic("Recurrent", floats(N, M, 3), floats(N, 4), floats(N, 4), *STATE, kind="lstm", reverse=r) for r in (False, True)),
     dynamic("Quantize", X, torch.tensor(0.03125), dtype=torch.int8, low=-128, high=127, axis=None),
 ]  # fmt: skip

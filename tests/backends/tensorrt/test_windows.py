@@ -1,4 +1,4 @@
-"""Convolutions, pooling and resizing beyond the plain cases: what TensorRT's layers do not have is made of others."""
+"""Convolutions, pooling, resizing and sampling beyond the plain cases: what TensorRT's layers do not have is made of others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torchsmith.errors import Unsupported
 from torchsmith.ir.dim import symbol
 from torchsmith.ops.adaptive_pool import AdaptiveAvgPool, AdaptiveMaxPool
 from torchsmith.ops.convolution import Convolution, ConvolutionTransposed
+from torchsmith.ops.grid_sample import MODES, PADDINGS, GridSample
 from torchsmith.ops.pool import AvgPool, MaxPool, MaxPoolIndices
 from torchsmith.ops.resize import Resize
 
@@ -147,3 +148,21 @@ def test_other_sizes() -> None:
         check(Resize((double, 12), mode, False, (2.0, 2.0)), rand(2, 3, 5, 6), shapes=[("n", 3, "m", 6)], more=[[rand(1, 3, 7, 6)]])
     with pytest.raises(Unsupported, match=r"a resize of m elements by 1.5, where TensorRT finds places by the ratio of sizes"):
         check(Resize((double, 12), "linear", False, (1.5, 2.0)), rand(2, 3, 5, 6), shapes=[("n", 3, "m", 6)])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_samples_at_a_grid(mode: str, padding: str, align_corners: bool) -> None:
+    """The layer computes in float32, whatever the type is."""
+    op = GridSample(mode, padding, align_corners)
+    for dtype in (F32, F16, BF16):
+        x, grid = rand(2, 3, 5, 6).to(dtype), rand(2, 4, 7, 2).to(dtype)
+        more = [[rand(1, 3, 5, 6).to(dtype), rand(1, 9, 7, 2).to(dtype)]]
+        check(op, x, grid, shapes=[("n", 3, 5, 6), ("n", "m", 7, 2)], more=more, build=dtype == F16)
+    check(op, rand(1, 3, 1, 6), rand(1, 1, 1, 2), constants=(1,), build=False)
+
+
+def test_samples_of_volumes_are_refused() -> None:
+    with pytest.raises(Unsupported, match=r"TensorRT samples images of two dimensions at a grid, and here is f32\[2, 3, 4, 5, 6\]"):
+        check(GridSample("bilinear", "zeros"), rand(2, 3, 4, 5, 6), rand(2, 4, 7, 5, 3))

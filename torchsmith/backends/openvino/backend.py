@@ -54,15 +54,14 @@ class OpenVinoBackend:
     def build(self, graph: Graph, target: Target, config: BuildConfig) -> bytes:
         """The graph's types say the precision: float32 stays float32, and what is typed bfloat16 computes in that.
 
-        Only in a graph that has int8 and bfloat16, what is float32 computes in bfloat16 too.
+        Only in a graph that has int8 and bfloat16, what is float32 computes in bfloat16 too, or, with grids, all in float32.
         """
         from torchsmith.backends.openvino import emit, engine
-        from torchsmith.backends.openvino.widen import is_mixed, widened
+        from torchsmith.backends.openvino.widen import hint, is_mixed, widened
 
-        precision = "bf16" if is_mixed(graph) else "f32"
         model = emit.emit(widened(graph) if is_mixed(graph) else graph)
         types = {"inputs": [_text(v.type.shape) for v in graph.inputs], "outputs": [_text(v.type.shape) for v in graph.outputs]}
-        return engine.pack(model, target, config, precision, types, _typical(graph))
+        return engine.pack(model, target, config, hint(graph), types, _typical(graph))
 
     def load(self, engine: bytes, target: Target) -> OpenVinoRunner:
         from torchsmith.backends.openvino import engine as engines

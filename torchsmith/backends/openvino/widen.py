@@ -1,7 +1,8 @@
 """bfloat16 by OpenVINO's own choice, where a graph has int8 in it.
 
 OpenVINO looks for quantized layers in models of float32 only. So such a model is written in float32, and INFERENCE_PRECISION_HINT
-says that what is not int8 computes in bfloat16.
+says that what is not int8 computes in bfloat16. Places in a grid would be, too, and pixels off: where there are grids, it says
+float32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torchsmith.ir.builder import Builder
 from torchsmith.ir.graph import Graph, Node, Value
 from torchsmith.ir.op import Op
 from torchsmith.ops.cast import Cast
+from torchsmith.ops.grid_sample import GridSample
 from torchsmith.ops.promote import cast
 from torchsmith.ops.quantize import Quantize
 
@@ -23,6 +25,11 @@ REDUCED = torch.bfloat16
 def is_mixed(graph: Graph) -> bool:
     """Whether a graph computes in int8 and in bfloat16."""
     return any(isinstance(n.op, Quantize) for n in graph.nodes) and any(v.type.dtype == REDUCED for v in graph.values())
+
+
+def hint(graph: Graph) -> str:
+    """The INFERENCE_PRECISION_HINT of a graph, which is widened where it is mixed."""
+    return "bf16" if is_mixed(graph) and not any(isinstance(n.op, GridSample) for n in graph.nodes) else "f32"
 
 
 def widened(graph: Graph) -> Graph:
