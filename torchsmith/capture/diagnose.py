@@ -76,7 +76,7 @@ def told(error: Exception, module: nn.Module, inputs: ExampleInputs) -> Torchsmi
     if isinstance(error, (NameError, AttributeError)) and raised_here(error):
         raise error  # a mistake of ours, which must not look like one of the model's
     text = str(error)
-    if "Constraints violated" in text:
+    if is_of_sizes(error):
         return CaptureError(_sizes(text, inputs))
     at = _at(error)
     if not at and isinstance(module, torch.jit.ScriptModule) and (line := last_line()):
@@ -97,6 +97,11 @@ def told(error: Exception, module: nn.Module, inputs: ExampleInputs) -> Torchsmi
         f"{_name(module)} runs, but cannot be exported: {_first_line(error)}{at}. "
         f"Change that line, or compile the submodules around it one by one{_training(module)}"
     )
+
+
+def is_of_sizes(error: Exception) -> bool:
+    """Whether torch.export says that the model does not take all the sizes that it was told of."""
+    return "Constraints violated" in str(error)
 
 
 def _at(error: BaseException) -> str:

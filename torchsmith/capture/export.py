@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from torchsmith.capture import diagnose
+from torchsmith.capture.conditions import are_met
 from torchsmith.capture.fits import misfit
 from torchsmith.capture.private import device_of, private_copy
 from torchsmith.capture.ranges import check_ranges, fixed_ranges
@@ -91,26 +92,48 @@ def traceable(module: nn.Module) -> nn.Module:
 
 
 def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.Module) -> ExportedProgram:
-    """Run torch.export. Where dimensions that came from ranges must be equal, tie them and run it again.
+    """Run torch.export. Where dimensions that came from ranges must be equal, tie them and run it again; where it cannot prove
+    what the model needs of sizes, see whether all of them have it.
 
     module: what is traced. original: the user's, for messages. Raises InvalidInput or CaptureError.
     """
     ties: dict[str, Any] = {}
-    while True:
+
+    def run(asserting: bool) -> ExportedProgram:
         shapes = inputs.dynamic_shapes(module.forward, ties)
+        with _LOCK, _quiet(original), _settings(inputs.is_dynamic, has_scripts(module)), torch.no_grad():
+            return torch.export.export(
+                module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict,
+                prefer_deferred_runtime_asserts_over_guards=asserting,
+            )  # fmt: skip
+
+    while True:
         try:
-            with _LOCK, _quiet(original), _settings(inputs.is_dynamic, has_scripts(module)), torch.no_grad():
-                program = torch.export.export(module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict)
+            program = run(asserting=False)
         except Exception as error:  # the model's own code may raise anything; it becomes the cause of what is raised
             if interrupted(error):
                 raise KeyboardInterrupt from error
             found = diagnose.ties(error, inputs, ties)
-            if not found:
+            if found:
+                ties = found
+                continue
+            asserted = _asserted(run) if diagnose.is_of_sizes(error) else None
+            if asserted is None:
                 raise diagnose.told(error, original, inputs) from error
-            ties = found
-            continue
+            program = asserted
         check_smallest(program, module, inputs)
         return program
+
+
+def _asserted(run: Callable[[bool], ExportedProgram]) -> ExportedProgram | None:
+    """The program with its conditions on sizes as assertions, if all sizes meet them; None if not, or if it cannot be had so."""
+    try:
+        program = run(True)
+    except Exception as error:  # as above; the first error is told
+        if interrupted(error):
+            raise KeyboardInterrupt from error
+        return None
+    return program if are_met(program) else None
 
 
 def interrupted(error: BaseException | None) -> bool:

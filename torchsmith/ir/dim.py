@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -50,8 +51,11 @@ def foreign(size: Dim) -> str | None:
 
 
 def simplify(size: Dim) -> Dim:
-    if isinstance(size, int):
-        return size
+    return size if isinstance(size, int) else _simplified(size)
+
+
+@functools.lru_cache(maxsize=1 << 16)  # a model has the same few sizes thousands of times
+def _simplified(size: sympy.Expr) -> Dim:
     size, before = sympy.expand(size), None
     while size != before and size.has(FloorDiv):  # quotients in others change those
         size, before = sympy.expand(size.replace(FloorDiv, _quotient)), size

@@ -23,9 +23,9 @@ def windows(x: Value, dim: int, count: Dim, size: int, step: int, dilation: int 
     """x with dimension `dim` as two: which window, and which of its `size` elements, which lie `dilation` apart."""
     within = torch.arange(size) * dilation
     if isinstance(count, int):
-        return Gather(dim)(x, constant(torch.arange(count)[:, None] * step + within, "windows"))  # type: ignore[no-any-return]
+        return Gather(dim)(x, constant(torch.arange(count)[:, None] * step + within, "windows"))
     first = reshaped(Arange(0, step, count, torch.int64)(), (count, 1))
-    return Gather(dim)(x, Binary("add")(first, constant(within, "within")))  # type: ignore[no-any-return]
+    return Gather(dim)(x, Binary("add")(first, constant(within, "within")))
 
 
 @converter(aten.unfold.default)

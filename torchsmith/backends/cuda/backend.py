@@ -62,9 +62,7 @@ class CudaBackend:
 
     def load(self, engine: bytes, target: Target) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         from torchsmith.backends.cuda.run import CudaRunner
-        from torchsmith.ops.registry import load_all
 
-        load_all()  # the ops that the plan names
         return CudaRunner(engine, target)
 
 

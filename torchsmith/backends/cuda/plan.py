@@ -30,6 +30,7 @@ from torchsmith.errors import EngineMismatch
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import REGISTRY, Op
 from torchsmith.ir.text import attribute_in, attribute_out
+from torchsmith.ops.registry import load_all
 from torchsmith.sizes import Dim
 from torchsmith.target import Target
 
@@ -207,6 +208,7 @@ def read(engine: bytes) -> tuple[Plan, dict[str, Tensor]]:
 
     Raises EngineMismatch for bytes that are no engine, or one of a newer format.
     """
+    load_all()  # the ops that the plan names
     try:
         tensors = load_tensors(engine)
         size = int.from_bytes(engine[:8], "little")
