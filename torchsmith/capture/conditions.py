@@ -12,10 +12,13 @@ import sympy
 import torch
 from sympy.logic import boolalg
 from torch import SymBool, Tensor, fx
+from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
 from torch.utils._sympy.functions import Max as SymMax
 from torch.utils._sympy.functions import Min as SymMin
+
+from torchsmith.ir.dim import without_floats
 
 aten = torch.ops.aten
 
@@ -34,24 +37,40 @@ _FUNCTIONS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def are_met(program: ExportedProgram) -> bool:
-    """Whether what a program asserts of sizes is true of all sizes in their ranges. False where that is too much to try."""
-    return all(_is_met(node, program) for node in program.graph.nodes if node.target is aten._assert_scalar.default)
+    """Whether what tracing took for granted of sizes is true of all sizes in their ranges. False where that is too much to try.
+
+    program: exported with `prefer_deferred_runtime_asserts_over_guards`. Not all of its conditions are assertions in the graph.
+    """
+    conditions = [_expression(node) for node in program.graph.nodes if node.target is aten._assert_scalar.default]
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder")
+    for tracing in {value.fake_mode.shape_env for value in values if isinstance(value, FakeTensor)}:
+        if tracing is None:
+            continue
+        conditions += [guard.expr for guard in tracing.guards]
+        conditions += [deferred.expr for several in tracing.deferred_runtime_asserts.values() for deferred in several]
+    return all(_is_met(condition, program.range_constraints) for condition in dict.fromkeys(conditions))
 
 
-def _is_met(node: fx.Node, program: ExportedProgram) -> bool:
+def _expression(node: fx.Node) -> Any:
+    """What a node asserts: a sympy expression, a bool, or None where it is computed from numbers in tensors."""
     given: Any = node.args[0]
     condition = given.meta.get("val") if isinstance(given, fx.Node) else given
-    if isinstance(condition, bool):
-        return condition
-    expression = condition.node.expr if isinstance(condition, SymBool) else None
-    ranges = {} if expression is None else {s: program.range_constraints.get(s) for s in expression.free_symbols}
-    if expression is None or any(r is None or not r.upper.is_Integer or not r.lower.is_Integer for r in ranges.values()):
+    return condition.node.expr if isinstance(condition, SymBool) else condition if isinstance(condition, bool) else None
+
+
+def _is_met(condition: Any, known: Mapping[sympy.Symbol, Any]) -> bool:
+    """known: ranges of symbols."""
+    if condition is None or isinstance(condition, bool):
+        return bool(condition)
+    condition = without_floats(condition)
+    ranges = {symbol: known.get(symbol) for symbol in condition.free_symbols}
+    if any(found is None or not found.upper.is_Integer or not found.lower.is_Integer for found in ranges.values()):
         return False
-    sizes = [range(int(r.lower), int(r.upper) + 1) for r in ranges.values() if r is not None]
+    sizes = [range(int(found.lower), int(found.upper) + 1) for found in ranges.values() if found is not None]
     if math.prod(map(len, sizes)) > _MOST_CASES:
         return False
     cases = torch.meshgrid(*(torch.arange(s.start, s.stop) for s in sizes), indexing="ij") if sizes else ()
-    found = _computed(expression, dict(zip(ranges, cases, strict=True)))
+    found = _computed(condition, dict(zip(ranges, cases, strict=True)))
     return found is not None and bool(found.all())
 
 

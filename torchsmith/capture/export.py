@@ -117,7 +117,7 @@ def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.
             if found:
                 ties = found
                 continue
-            asserted = _asserted(run) if diagnose.is_of_sizes(error) else None
+            asserted = _asserted(run) if diagnose.is_of_sizes(error) and not strict else None
             if asserted is None:
                 raise diagnose.told(error, original, inputs) from error
             program = asserted

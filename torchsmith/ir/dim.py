@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import sympy
 from torch import SymInt
-from torch.utils._sympy.functions import CleanDiv, FloorDiv, Mod, PythonMod
+from torch.utils._sympy.functions import CeilToInt, CleanDiv, FloorDiv, FloorToInt, IntTrueDiv, Mod, PythonMod, ToFloat, TruncToInt
 from torch.utils._sympy.functions import Max as SymMax
 from torch.utils._sympy.functions import Min as SymMin
 
@@ -23,6 +23,7 @@ Shape: TypeAlias = "tuple[Dim, ...]"
 _UNDERSTOOD = (
     sympy.Integer, sympy.Symbol, sympy.Add, sympy.Mul, sympy.Pow, FloorDiv, CleanDiv, Mod, PythonMod, SymMax, SymMin,
 )  # fmt: skip
+_MOST_PARTS = 1 << 10  # of a whole, in a float that counts as a fraction
 
 
 def symbol(name: str) -> sympy.Symbol:
@@ -38,10 +39,36 @@ def dim_of(size: int | SymInt | sympy.Expr) -> Dim:
     unbacked = sorted(s.name for s in size.free_symbols if s.name.startswith(("u", "zuf")))
     if unbacked:
         raise Unsupported(f"a size depends on the data ({', '.join(unbacked)}), and engines take sizes from shapes alone")
-    renamed = simplify(size.xreplace({s: symbol(s.name) for s in size.free_symbols}))
+    renamed = simplify(without_floats(size.xreplace({s: symbol(s.name) for s in size.free_symbols})))
     if stranger := foreign(renamed):
         raise Unsupported(f"a size is {renamed}, and engines know no {stranger} in sizes")
     return renamed
+
+
+def without_floats(size: sympy.Expr) -> sympy.Expr:
+    """The same with quotients of integers in the place of rounded floats: math.ceil(n / 7), int(n * 0.5).
+
+    Factors are those of few binary places, which no rounding of floats has touched.
+    """
+    for kind in (CeilToInt, FloorToInt, TruncToInt):
+        if size.has(kind):
+            size = size.replace(kind, functools.partial(_rounded, kind))
+    return size
+
+
+def _rounded(kind: Any, x: sympy.Expr) -> sympy.Expr:
+    """kind(x), x being a float."""
+    factor, rest = x.as_coeff_Mul()
+    if isinstance(x, IntTrueDiv) and x.args[1].is_Integer and x.args[1] > 0:
+        a, b = x.args
+    elif isinstance(rest, ToFloat):
+        p, b = map(sympy.Integer, float(factor).as_integer_ratio())
+        a = p * rest.args[0]
+    else:
+        return kind(x)
+    if b > _MOST_PARTS or (kind is TruncToInt and not a.is_nonnegative):
+        return kind(x)
+    return FloorDiv(a + b - 1 if kind is CeilToInt else a, b)
 
 
 def foreign(size: Dim) -> str | None:

@@ -14,7 +14,6 @@ from torchsmith.capture.source import source_line
 from torchsmith.config import PartitionConfig
 from torchsmith.convert import Converter, is_named, probe, types_of
 from torchsmith.errors import FullCompilationRequired, Unsupported
-from torchsmith.ir.dim import symbols_in
 from torchsmith.ir.graph import Node
 from torchsmith.lower.editing import copied, settled
 
@@ -207,10 +206,9 @@ def _carriers(program: ExportedProgram, nodes: list[fx.Node], inputs: list[fx.No
     for node in (*nodes, *inputs):
         for source in (node, *node.all_input_nodes):
             value = source.meta.get("val")
-            if isinstance(value, torch.SymInt):
-                needed |= {s.name for s in value.node.expr.free_symbols}
-            elif isinstance(value, (Tensor, tuple, list)):
-                needed |= set().union(*(symbols_in(t.shape) for t in types_of(source)))
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                for size in part.shape if isinstance(part, Tensor) else (part,):  # those that engines do not know, too
+                    needed |= {s.name for s in size.node.expr.free_symbols} if isinstance(size, torch.SymInt) else set()
     known = set().union(*map(plain, inputs), set())
     users = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     chosen = []
