@@ -94,4 +94,4 @@ class Third(nn.Module):
 
 def test_a_size_that_engines_do_not_know_stays_in_pytorch() -> None:
     found = checked(Third(), sizes(8, 64), (1, 3, 8, 8), (1, 3, 10, 33))
-    assert found.segments and any("engines know no TruncToInt" in r.reason for r in found.refusals)
+    assert found.segments and any("engines know no TruncToInt" in r["reason"] for r in found.refusals)
