@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchsmith.lower.editing import argument
-from torchsmith.quantize.weighted import Layer
+from torchsmith.quantize.weighted import Layer, each
 
 aten = torch.ops.aten
 
@@ -40,7 +40,7 @@ class Columns:
         if layer.axis != 0:
             return None
         kernel = tuple(int(size) for size in weight.shape[2:])
-        stride, dilation = (_each(argument(node, name), len(kernel)) for name in ("stride", "dilation"))
+        stride, dilation = (each(argument(node, name), len(kernel)) for name in ("stride", "dilation"))
         return Columns(kernel, stride, _padding(argument(node, "padding"), kernel, dilation), dilation, argument(node, "groups"), 0)
 
     def inputs(self, x: Tensor, choose: Callable[[int], Tensor | None] = lambda count: None) -> Tensor:
@@ -76,13 +76,8 @@ class Columns:
         return rows.reshape(weight.movedim(self.axis, 0).shape).movedim(0, self.axis)
 
 
-def _each(given: Any, rank: int) -> tuple[int, ...]:
-    values = tuple(given) if isinstance(given, (list, tuple)) else (given,)
-    return values * rank if len(values) == 1 else values
-
-
 def _padding(given: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     if isinstance(given, str):
         whole = [(taps - 1) * gap if given == "same" else 0 for taps, gap in zip(kernel, dilation, strict=True)]
         return tuple((size // 2, size - size // 2) for size in whole)
-    return tuple((size, size) for size in _each(given, len(kernel)))
+    return tuple((size, size) for size in each(given, len(kernel)))

@@ -108,11 +108,11 @@ def product_of(node: fx.Node, input_moved: bool = False, weight_moved: bool = Fa
     filters, channels = weight.shape[0], weight.shape[1] * groups
     if transposed:
         filters, channels = channels, filters
-    stride, dilation = (_each(argument(node, name), dims) for name in ("stride", "dilation"))
+    stride, dilation = (each(argument(node, name), dims) for name in ("stride", "dilation"))
     return Product(dims, transposed, groups, channels, filters, stride, dilation, input_moved, weight_moved)
 
 
-def _each(given: int | Sequence[int], dims: int) -> tuple[int, ...]:
+def each(given: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """An argument for each dimension: one number may stand for all."""
     sizes = (given,) if isinstance(given, int) else tuple(given)
     return sizes * dims if len(sizes) == 1 else sizes
