@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from tests.runtime.toy import dims, hybrid, nodes_of, segment_of
+from torchsmith import Input
 from torchsmith.errors import BuildError
 from torchsmith.partition.splice import splice
+from torchsmith.testing.pipeline import Pipeline
 
 ENGINE = torch.ops.torchsmith.execute_engine.default
 
@@ -105,6 +107,20 @@ def test_what_uses_an_early_output_waits_for_the_whole_segment() -> None:
     spliced = splice(program, [segment_of(program, nodes_of(program, "relu", "add", "tanh"))])
     x = torch.randn(3)
     torch.testing.assert_close(spliced.module()(x), program.module()(x))
+
+
+class Shifted(nn.Module):
+    """Causal language models tell where documents begin so: a size of what the engine itself computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.diff(x.sin(), dim=1, prepend=x[:, :1] - 1).cumsum(1).relu()
+
+
+def test_an_engine_waits_for_no_size_of_its_own() -> None:
+    pipeline = Pipeline(Shifted(), Input(min_shape=(2, 4), opt_shape=(2, 8), max_shape=(2, 32)))
+    pipeline.capture().lower().partition().build().whole()
+    for length in (4, 7, 32):
+        pipeline.matches((torch.randn(2, length),))
 
 
 def test_a_circle_is_refused() -> None:

@@ -79,14 +79,16 @@ def _in_order(graph: fx.Graph, segments: Sequence[Splice]) -> list[fx.Node | int
         unit = unit_of.setdefault(node, node)
         rank.setdefault(unit, index)
         before = needs.setdefault(unit, {})
-        before.update({unit_of[source]: None for source in node.all_input_nodes if unit_of[source] != unit})
         if isinstance(unit, int):
             continue
+        before.update({unit_of[source]: None for source in node.all_input_nodes})
         before.update({} if barrier is None else {barrier: None})
         if _writes(node):
             before.update(dict.fromkeys(since))
             barrier, since = node, []
         since.append(node)
+    for number, segment in enumerate(segments):  # and not sizes that its nodes take: an engine reads those off shapes
+        needs[number].update({unit_of[source]: None for source in segment[1]})
     users: dict[fx.Node | int, list[fx.Node | int]] = {unit: [] for unit in needs}
     for unit, sources in needs.items():
         for source in sources:
