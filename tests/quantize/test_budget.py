@@ -476,7 +476,8 @@ def test_a_build_for_elsewhere_has_the_simulated_figure(net: nn.Module) -> None:
         fast = compiled(net, 0.02, enabled_precisions={F32, F16, INT8}, target="sm_90", tune=False)
     accuracy = fast.report["accuracy"]
     assert accuracy["measured_on"] == "a simulation" and 0 < accuracy["spent"] <= 0.02
-    assert [layer["precision"] for layer in accuracy["layers"]] == ["int8", "float16", "int8", "int8"]
+    # the first has too few channels for int8's kernels on GPUs
+    assert [layer["precision"] for layer in accuracy["layers"]] == ["float16", "float16", "int8", "int8"]
 
 
 class Branches(nn.Module):
