@@ -31,6 +31,7 @@ class RecordedGraph:
     def __init__(self, captured: torch.cuda.CUDAGraph, functions: Sequence[Function], edges: Mapping[str, tuple[int, int]]) -> None:
         """captured: with keep_graph=True. edges: names with (first address, bytes); only kernels of `functions` touch them."""
         cuda = driver()
+        self._launch, self._set_params = cuda.cuGraphLaunch, cuda.cuGraphExecKernelNodeSetParams  # what every call calls
         self._captured = captured  # its memory pool is the graph's
         while _unused:
             cuda.cuGraphExecDestroy(_unused.popleft())
@@ -39,6 +40,7 @@ class RecordedGraph:
         self._nodes: list[tuple[Any, Any]] = []
         self._kept: list[Any] = []
         self.cells: dict[str, list[Cell]] = {name: [] for name in edges}
+        self._at = {name: first for name, (first, _) in edges.items()}
         _, count = check(cuda.cuGraphGetNodes(graph, 0), "look at the graph")
         nodes, _ = check(cuda.cuGraphGetNodes(graph, count), "look at the graph")
         known = {int(f.handle): f for f in functions}
@@ -75,6 +77,8 @@ class RecordedGraph:
 
     def put(self, name: str, address: int) -> None:
         """Let an edge be at another address from the next launch on; launches that are under way keep theirs."""
+        if self._at[name] == address:
+            return
         changed: set[int] = set()
         for cell in self.cells[name]:
             if cell.value.value != address + cell.offset:
@@ -82,12 +86,13 @@ class RecordedGraph:
                 changed.add(cell.node)
         for index in changed:
             node, params = self._nodes[index]
-            (error,) = driver().cuGraphExecKernelNodeSetParams(self._executable, node, params)
+            (error,) = self._set_params(self._executable, node, params)
             if error != 0:
                 check((error,), "give the engine its inputs and outputs")
+        self._at[name] = address
 
     def launch(self, stream: int) -> None:
-        (error,) = driver().cuGraphLaunch(self._executable, stream)
+        (error,) = self._launch(self._executable, stream)
         if error != 0:
             check((error,), "launch the engine's graph")
 

@@ -50,19 +50,17 @@ class CudaRunner:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         try:
-            return self._call(inputs)
+            return (self._only or self._sized(inputs))(inputs)
         except torch.OutOfMemoryError as error:  # of an output; a `with` would cost every call
             raise out_of_memory("a call's outputs") from error
 
-    def _call(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        if self._only is not None:
-            return self._only(inputs)
+    def _sized(self, inputs: Sequence[Tensor]) -> Instance:
         key = tuple(inputs[i].shape[axis] for i, axis in self._symbols.values())
         with self._lock:
             instance = self._instances.get(key)
             if instance is not None:
                 self._instances.move_to_end(key)
-        return (instance or self._instance(key))(inputs)
+        return instance or self._instance(key)
 
     def _instance(self, key: tuple[int, ...]) -> Instance:
         env = dict(zip(self._symbols, key, strict=True))
@@ -107,7 +105,8 @@ class Instance:
         self._stream = self._home  # of the last call
         self._outputs: list[Tensor | None] = []  # in the engine's memory; None for those that are bound
         self._fresh: list[Tensor | None] = []  # for the next call on the same stream: made while the GPU is at work
-        self._edges_in = [(n, self.memory.strides(n)) if n in self.memory.bound else None for n in plan.inputs]
+        bound = self.memory.bound
+        self._edges_in = [(n, self.memory.strides(n) if n in bound else None) for n in plan.inputs]  # None: it is copied
 
     @property
     def memory_bytes(self) -> int:
@@ -124,11 +123,11 @@ class Instance:
             if graph is None:
                 return self._first(inputs)
             handed = self._fresh or self._outputs_to_hand()  # first: where there is no memory, the inputs' edges stay as they are
-            for name, given, edge in zip(self.runner.plan.inputs, inputs, self._edges_in, strict=True):
+            for (name, strides), given in zip(self._edges_in, inputs, strict=True):
                 address = given.data_ptr()
-                if edge is None or given.stride() != edge[1] or address % POINTER_ALIGNMENT:
+                if strides is None or given.stride() != strides or address % POINTER_ALIGNMENT:
                     address = self.memory.copied(name, given).data_ptr()
-                if edge is not None:
+                if strides is not None:
                     graph.put(name, address)
             graph.launch(stream)
             results = [_handed(fresh, own) for fresh, own in zip(handed, self._outputs, strict=True)]
@@ -183,8 +182,8 @@ class Instance:
 
     def lend(self, inputs: Sequence[Tensor]) -> None:
         """Let the steps work on these inputs, and on new memory for the outputs, until `memory.take_back()`."""
-        for name, given, edge in zip(self.runner.plan.inputs, inputs, self._edges_in, strict=True):
-            fits = edge is not None and given.stride() == edge[1] and given.data_ptr() % POINTER_ALIGNMENT == 0
+        for (name, strides), given in zip(self._edges_in, inputs, strict=True):
+            fits = strides is not None and given.stride() == strides and given.data_ptr() % POINTER_ALIGNMENT == 0
             if fits and not self.memory.overlaps(given):
                 self.memory.lend(name, given)
             else:
