@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from torchsmith.bench.check import outputs_of, reference, worst_error
+from torchsmith.bench.cores import on_the_quietest
 from torchsmith.bench.gpu_sides import BESIDE_EIGHT_BITS, GPU_BUILDERS, eager
 from torchsmith.bench.models import Inputs, Model, load
 from torchsmith.bench.sides import EIGHT_BITS, SUBJECT, Builder, Built, first_line, forget_compiled
@@ -113,8 +114,11 @@ class Station:
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
 
     def wall(self, calls: int) -> list[float]:
-        """Milliseconds of each of `calls` calls, the device idle before and after each: what a user's latency is."""
-        with torch.no_grad():
+        """Milliseconds of each of `calls` calls, the device idle before and after each: what a user's latency is.
+
+        On a GPU they come from the core that is quickest at the time.
+        """
+        with torch.no_grad(), on_the_quietest() if self._device == "cuda" else contextlib.nullcontext():
             self._call()  # not counted: brings the caches back
             found = []
             for _ in range(calls):
