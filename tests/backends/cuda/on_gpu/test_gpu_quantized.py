@@ -148,3 +148,36 @@ def test_the_faster_of_int8_and_floats_is_kept() -> None:
     assert found.contest is not None and found.contest["kept_eight_bits"] == any(not layer["reason"] for layer in found.layers)
     tactics = [str(step.about.get("node", "")) for step in fast.engines[0].runner.plan.variants[0].steps]
     assert any("Integer" in tactic for tactic in tactics) == found.contest["kept_eight_bits"], found.contest
+
+
+class Grouped(nn.Module):
+    """Convolutions in groups, with paddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.four = nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 128, 3, padding=1, groups=4)
+        self.many, self.last = nn.Conv2d(128, 128, 3, 2, 1, groups=32), nn.Conv2d(128, 24, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.four(F.relu(self.stem(x))))
+        result: Tensor = self.last(F.silu(self.many(x)))
+        return result
+
+
+@pytest.mark.parametrize("tune", [False, True], ids=["guessed", "tuned"])
+@pytest.mark.parametrize("any_size", [False, True], ids=["one-size", "any-size"])
+def test_convolutions_in_groups_of_pictures_of_any_size(any_size: bool, tune: bool) -> None:
+    """Zero points stand beyond the pictures' edges, wherever these are; silu's least is below 0, so that they are not -128."""
+    model = made(Grouped)
+    x = torchsmith.Input(min_shape=(1, 3, 20, 20), opt_shape=(2, 3, 32, 32), max_shape=(4, 3, 48, 64)) if any_size else images(2)
+    fast = torchsmith.compile(
+        model, inputs=[x], enabled_precisions={torch.half, torch.int8}, calibrator=[images(8, seed=seed) for seed in (2, 3)],
+        tune=tune, require_eight_bits=True,
+    )  # fmt: skip
+    layers = {layer["name"]: layer["reason"] for layer in torchsmith.explain(fast).layers}
+    assert len(layers) == 4 and sum(not reason for reason in layers.values()) == 3, layers
+    wide = copy.deepcopy(model).double()
+    for shape in [(1, 3, 20, 21), (4, 3, 48, 64), (2, 3, 32, 32)] if any_size else [tuple(images(2).shape)]:
+        given = torch.randn(shape, generator=torch.Generator().manual_seed(5)).cuda()
+        with torch.no_grad():
+            assert error(fast(given), wide(given.double())) < 0.05
