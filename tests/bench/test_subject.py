@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import torchsmith
-from torchsmith.bench import run_bench
+from torchsmith.bench import overhead, run_bench
 from torchsmith.bench.overhead import call_overhead
 from torchsmith.errors import InvalidInput
 
@@ -43,3 +44,13 @@ def test_the_overhead_of_a_hybrid_is_refused() -> None:
     fast = torchsmith.compile(net.eval(), inputs=[x], min_block_size=1, torch_executed_ops={"aten.relu"})
     with pytest.raises(InvalidInput, match="a module of one engine and nothing else"):
         call_overhead(fast, x)
+
+
+def test_the_command_says_what_a_call_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "call_overhead", partial(call_overhead, seconds=0.2))
+    assert overhead.main([]) == 0 and capsys.readouterr().out.count("µs around an engine of") == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_command_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert overhead.main(["--device", "cuda"]) == 2 and "PyTorch finds no GPU here" in capsys.readouterr().err

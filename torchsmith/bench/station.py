@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from torchsmith.bench.check import outputs_of, reference, worst_error
-from torchsmith.bench.cores import on_the_quietest
 from torchsmith.bench.gpu_sides import BESIDE_EIGHT_BITS, GPU_BUILDERS, eager
+from torchsmith.bench.gpu_times import per_call_ms, waits_ms
 from torchsmith.bench.models import Inputs, Model, load
 from torchsmith.bench.sides import EIGHT_BITS, SUBJECT, Builder, Built, first_line, forget_compiled
 
@@ -114,42 +114,10 @@ class Station:
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
 
     def wall(self, calls: int) -> list[float]:
-        """Milliseconds of each of `calls` calls, the device idle before and after each: what a user's latency is.
-
-        On a GPU they come from the core that is quickest at the time.
-        """
-        with torch.no_grad(), on_the_quietest() if self._device == "cuda" else contextlib.nullcontext():
-            self._call()  # not counted: brings the caches back
-            found = []
-            for _ in range(calls):
-                self._wait()
-                start = time.perf_counter_ns()
-                self._call()
-                self._wait()
-                found.append((time.perf_counter_ns() - start) / 1e6)
-        return found
+        return waits_ms(self._call, calls, self._device)
 
     def stream(self, calls: int) -> float:
-        """Milliseconds per call of `calls` calls one after another, as the device's own events tell."""
-        with torch.no_grad():
-            self._call()
-            if self._device != "cuda":
-                start = time.perf_counter_ns()
-                for _ in range(calls):
-                    self._call()
-                return (time.perf_counter_ns() - start) / 1e6 / calls
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            self._wait()
-            first.record()
-            for _ in range(calls):
-                self._call()
-            last.record()
-            self._wait()
-            return float(first.elapsed_time(last)) / calls
-
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
+        return per_call_ms(self._call, calls, self._device)
 
     def forget(self) -> None:
         """Let go of what was built."""

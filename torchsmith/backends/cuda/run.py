@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torchsmith.backends.cuda.memory import ALIGNMENT
 from torchsmith.backends.cuda.plan import LaunchStep, Plan, Variant, read
 from torchsmith.backends.cuda.precision import running
 from torchsmith.backends.cuda.storage import Memory, memory_errors, out_of_memory
-from torchsmith.errors import EngineMismatch
+from torchsmith.errors import EngineMismatch, InvalidInput
 from torchsmith.target import Target
 
 # Graphs of so many shapes are kept; the one that was not used for longest goes.
@@ -74,6 +74,18 @@ class CudaRunner:
                     self._only = self._instances[key]
             return self._instances[key]
 
+    def infer_only(self, inputs: Sequence[Tensor]) -> Callable[[], None]:
+        """The recorded graph alone on these inputs and its own outputs, to be timed against a whole call."""
+        outputs = self(inputs)  # the first call records, and the graph goes on writing where it wrote
+        instance = self._only or self._sized(inputs)
+        graph, stream, held = instance.graph, raw_stream(self.device.index), (inputs, outputs, instance)
+
+        def replay() -> None:
+            assert held
+            graph.launch(stream)
+
+        return replay
+
     def memory_bytes(self) -> dict[str, int]:
         """Device memory held: weights, and for every shape that was met its arena and edges."""
         held = {
@@ -107,6 +119,13 @@ class Instance:
         self._fresh: list[Tensor | None] = []  # for the next call on the same stream: made while the GPU is at work
         bound = self.memory.bound
         self._edges_in = [(n, self.memory.strides(n) if n in bound else None) for n in plan.inputs]  # None: it is copied
+
+    @property
+    def graph(self) -> RecordedGraph:
+        """After a first call. Raises InvalidInput before."""
+        if self._graph is None:
+            raise InvalidInput("the engine records its graph in its first call, and there was none")
+        return self._graph
 
     @property
     def memory_bytes(self) -> int:

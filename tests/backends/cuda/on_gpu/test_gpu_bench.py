@@ -9,6 +9,7 @@ import torch
 
 from tests.backends.cuda.on_gpu.nets import needs_gpu
 from torchsmith.bench.gpu import GpuOptions, failures, run_on_gpu
+from torchsmith.bench.overhead import compiled, gpu_call_overhead
 from torchsmith.bench.station import Station, Task
 
 pytestmark = needs_gpu
@@ -34,3 +35,15 @@ def test_times_of_the_device_and_of_the_caller(side: str) -> None:
     wall, stream = station.wall(20), station.stream(20)
     assert len(wall) == 20 and min(wall) > 0 and stream > 0
     station.close()
+
+
+def test_what_a_call_costs_around_its_graph() -> None:
+    x = torch.randn(4, 64, device="cuda")
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64)).eval().cuda()
+    fast = compiled(model, [x], enabled_precisions={torch.half}, min_block_size=1, tune=False)
+    with torch.no_grad():
+        kept = fast(x)
+        before = kept.clone()
+    found = gpu_call_overhead(fast, x, rounds=2, calls=20)
+    assert min(found.graph_us, found.wait_us, found.gpu_us) > 0
+    assert torch.equal(kept, before) and torch.equal(fast(x), before)  # replays wrote to no one's outputs
