@@ -85,6 +85,6 @@ def test_a_model_that_cannot_be_checked_gets_a_sentence(value: Any, sentence: st
 
 def test_outputs_are_copied_before_a_side_writes_over_them() -> None:
     memory = torch.zeros(2)
-    built = Built(lambda given: given, lambda given: {"a": memory.add_(1), "b": None}, "")
+    built = Built(lambda given: lambda: {"a": memory.add_(1), "b": None}, "")
     first, second = outputs_of(built, Inputs(())), outputs_of(built, Inputs(()))
     assert first[0].tolist() == [1, 1] and second[0].tolist() == [2, 2] and len(first) == 1

@@ -25,18 +25,18 @@ QUICK = Options(batches=(1,), precisions=("f32",), peers=("eager",), seconds=0.1
 
 def wrong(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     right = eager(module, inputs, precision)
-    return dataclasses.replace(right, call=lambda given: right.call(given) * 1.01)
+    return dataclasses.replace(right, bind=lambda given: lambda: right.bind(given)() * 1.01)
 
 
 def stale(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     """Right for the inputs it was built with, whatever it is given."""
     right = eager(module, inputs, precision)
-    return dataclasses.replace(right, prepare=lambda given: right.prepare(inputs))
+    return dataclasses.replace(right, bind=lambda given: right.bind(inputs))
 
 
 def not_a_number(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     right = eager(module, inputs, precision)
-    return dataclasses.replace(right, call=lambda given: right.call(given) * float("nan"))
+    return dataclasses.replace(right, bind=lambda given: lambda: right.bind(given)() * float("nan"))
 
 
 def broken(module: nn.Module, inputs: Inputs, precision: str) -> Built:
@@ -44,10 +44,10 @@ def broken(module: nn.Module, inputs: Inputs, precision: str) -> Built:
 
 
 def breaks_when_called(module: nn.Module, inputs: Inputs, precision: str) -> Built:
-    def call(given: Inputs) -> None:
+    def call() -> None:
         raise RuntimeError("no kernel at run time")
 
-    return Built(lambda given: given, call, "")
+    return Built(lambda given: call, "")
 
 
 def absent(module: nn.Module, inputs: Inputs, precision: str) -> Built:

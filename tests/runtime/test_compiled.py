@@ -61,6 +61,32 @@ def test_one_engine() -> None:
     assert not list(fast.parameters()) and not fast.state_dict()
 
 
+def test_hooks_are_called() -> None:
+    fast, x = compiled(Mlp(), torch.randn(2, 4)), torch.randn(2, 4)
+    wanted, seen = fast(x), list[str]()
+    own = [
+        fast.register_forward_pre_hook(lambda module, args: seen.append("before")),
+        fast.register_forward_hook(lambda module, args, out: -out),
+    ]
+    same(fast(x), -wanted)
+    own.pop().remove()
+    same(fast(x), wanted)
+    own.pop().remove()
+    every = [
+        nn.modules.module.register_module_forward_pre_hook(lambda module, args: seen.append("before all")),
+        nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append("behind all")),
+    ]
+    try:
+        same(fast(x), wanted)
+        every.pop(0).remove()
+        same(fast(x), wanted)
+    finally:
+        for hook in every:
+            hook.remove()
+    same(fast(x), wanted)
+    assert seen == ["before", "before", "before all", "behind all", "behind all"]
+
+
 def test_engines_and_pytorch_in_turns() -> None:
     module = Mlp()
     fast = compiled(module, torch.randn(2, 4), engines=(("linear",), ("linear_1",)), dynamic_shapes=BATCH)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from torchsmith.ir.graph import Graph, Node
     from torchsmith.quantize.abilities import Int8Abilities
 
-Runner = Callable[[Sequence[Tensor]], "list[Tensor]"]
-
 # Each is a package here whose BACKEND keeps the protocol; for a device, the first that is available is the default.
 DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("openvino", "reference"), "cuda": ("cuda", "tensorrt", "reference")}
+
+
+class Runner(Protocol):
+    """A loaded engine: from inputs to outputs."""
+
+    def __call__(self, inputs: Sequence[Tensor], /) -> list[Tensor]: ...
 
 
 class Backend(Protocol):

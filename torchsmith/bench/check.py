@@ -57,7 +57,7 @@ def _leaf_error(out: Tensor, want: Tensor) -> float:
 
 def outputs_of(built: Built, inputs: Inputs) -> list[Tensor]:
     """The output tensors of one call, copied, as some sides use their memory again."""
-    return [leaf.clone() for leaf in tensors(built.call(built.prepare(inputs)))]
+    return [leaf.clone() for leaf in tensors(built.bind(inputs)())]
 
 
 def tolerance(side: str, precision: str, eager_error: float | None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchsmith.bench.sides import (
     SUBJECT,
     Builder,
     Built,
+    binder,
     cast,
     torchscript,
 )
@@ -50,10 +51,9 @@ def channels_last(inputs: Inputs) -> Inputs:
 
 def eager(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     if precision == "f32":
-        return Built(lambda given: given, lambda given: module(*given.args, **given.kwargs), "as it is")
+        return Built(binder(module), "as it is")
     module, _ = half_precision(module, inputs, precision)
-    prepare = partial(prepared, module, precision)
-    return Built(prepare, lambda given: module(*given.args, **given.kwargs), "channels-last" if convolutional(module) else "")
+    return Built(binder(module, partial(prepared, module, precision)), "channels-last" if convolutional(module) else "")
 
 
 def prepared(module: nn.Module, precision: str, inputs: Inputs) -> Inputs:
@@ -63,9 +63,12 @@ def prepared(module: nn.Module, precision: str, inputs: Inputs) -> Inputs:
 
 def script(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     module, given = half_precision(module, inputs, precision)
-    prepare = partial(prepared, module, precision)
     built = torchscript(module, given, precision)
-    return Built(prepare, built.call, built.note + (", channels-last" if convolutional(module) else ""))
+
+    def bind(inputs: Inputs) -> Callable[[], Any]:
+        return built.bind(prepared(module, precision, inputs))
+
+    return Built(bind, built.note + (", channels-last" if convolutional(module) else ""))
 
 
 def cuda_graph(module: nn.Module, inputs: Inputs, precision: str) -> Built:
@@ -81,17 +84,18 @@ def cuda_graph(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     with torch.cuda.graph(graph):
         outputs = module(*held.args, **held.kwargs)
 
-    def prepare(given: Inputs) -> None:
-        for mine, new in zip(held.tensors(), given.tensors(), strict=True):
-            mine.copy_(new)
-
     kept = (outputs, module)  # the graph reads the module's weights, but does not keep them
 
-    def call(_: None) -> Any:
+    def call() -> Any:
         graph.replay()
         return kept[0]
 
-    return Built(prepare, call, "torch.cuda.graph around eager" + (", channels-last" if convolutional(module) else ""))
+    def bind(given: Inputs) -> Callable[[], Any]:
+        for mine, new in zip(held.tensors(), given.tensors(), strict=True):
+            mine.copy_(new)
+        return call
+
+    return Built(bind, "torch.cuda.graph around eager" + (", channels-last" if convolutional(module) else ""))
 
 
 def inductor(module: nn.Module, inputs: Inputs, precision: str, mode: str = "reduce-overhead") -> Built:
@@ -99,9 +103,8 @@ def inductor(module: nn.Module, inputs: Inputs, precision: str, mode: str = "red
     compiled = torch.compile(module, mode=mode, fullgraph=True, dynamic=False)
     for _ in range(WARM_UP_CALLS):  # it compiles at the first call and captures at the second
         tree_leaves(compiled(*given.args, **given.kwargs))
-    prepare = partial(prepared, module, precision)
     note = f"torch.compile, mode={mode!r}, fullgraph=True, dynamic=False" + (", channels-last" if convolutional(module) else "")
-    return Built(prepare, lambda given: compiled(*given.args, **given.kwargs), note)
+    return Built(binder(compiled, partial(prepared, module, precision)), note)
 
 
 def torchsmith(module: nn.Module, inputs: Inputs, precision: str, options: Mapping[str, Any] | None = None) -> Built:
@@ -116,7 +119,7 @@ def torchsmith(module: nn.Module, inputs: Inputs, precision: str, options: Mappi
     )
     contest = fast.report.get("contest")
     note = repr(fast) if contest is None or contest["kept_eight_bits"] else f"{fast!r}, in floats, which were faster: {contest}"
-    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), note)
+    return Built(binder(fast), note)
 
 
 def calibrated(
@@ -132,7 +135,7 @@ def calibrated(
     calibrator = [(*given.args, given.kwargs) if given.kwargs else given.args for given in calls]
     wanted = {"enabled_precisions": {PRECISIONS[BESIDE_EIGHT_BITS], dtype}, "calibrator": calibrator}
     built = torchsmith(module, inputs, BESIDE_EIGHT_BITS, {**(options or {}), **wanted})
-    return Built(built.prepare, built.call, f"{built.note}; calibrated with {sum(given.items for given in calls)} items")
+    return Built(built.bind, f"{built.note}; calibrated with {sum(given.items for given in calls)} items")
 
 
 # in the order in which they are built: quick ones first, so that a killed run has something to show

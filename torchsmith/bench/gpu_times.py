@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 
 import torch
 
-from torchsmith.bench.cores import on_the_quietest
+from torchsmith.bench.cores import QuietCores
+
+WARM = 3  # calls that are not counted, after those of another side, and on a core that has nothing of them in its caches yet
+_cores = QuietCores()
 
 
 def waits_ms(call: Callable[[], object], calls: int, device: str = "cuda") -> list[float]:
     """Milliseconds of each of `calls` calls, the device idle before and after each: what a user's latency is.
 
-    On a GPU they come from the core that is quickest at the time.
+    On a GPU, until the current stream is done, and from cores that nobody else slows at the time.
     """
-    wait, core = _on(device)
-    with torch.no_grad(), core:
-        call()  # not counted: brings the caches back
-        found = []
-        for _ in range(calls):
+    wait: Callable[[], object] = torch.cuda.current_stream().synchronize if device == "cuda" else lambda: None
+
+    def some(number: int) -> list[float]:
+        for _ in range(WARM):
+            call()
             wait()
+        found = []
+        for _ in range(number):
             start = time.perf_counter_ns()
             call()
             wait()
             found.append((time.perf_counter_ns() - start) / 1e6)
-    return found
+        return found
+
+    with torch.no_grad():
+        return _cores.gather(calls, some) if device == "cuda" else some(calls)
 
 
 def per_call_ms(call: Callable[[], object], calls: int, device: str = "cuda") -> float:
@@ -46,9 +53,3 @@ def per_call_ms(call: Callable[[], object], calls: int, device: str = "cuda") ->
         last.record()
         torch.cuda.synchronize()
         return float(first.elapsed_time(last)) / calls
-
-
-def _on(device: str) -> tuple[Callable[[], None], contextlib.AbstractContextManager[int | None]]:
-    if device == "cuda":
-        return torch.cuda.synchronize, on_the_quietest()
-    return lambda: None, contextlib.nullcontext()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torchsmith.bench.models import Inputs, Model
-from torchsmith.bench.sides import BUILDERS, SUBJECT, Builder, Built, openvino_call, openvino_hints, openvino_model
+from torchsmith.bench.sides import BUILDERS, SUBJECT, Builder, Built, binder, openvino_binder, openvino_hints, openvino_model
 from torchsmith.quantize.precision import NATIVE_FEATURES
 from torchsmith.target import this_cpu
 
@@ -38,7 +38,7 @@ def torchsmith(module: nn.Module, inputs: Inputs, data: Sequence[Inputs]) -> Bui
         enabled_precisions={beside_int8(), torch.int8},
         calibrator=[(*given.args, given.kwargs) if given.kwargs else given.args for given in data],
     )
-    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), f"{fast!r}; {_described(data)}")
+    return Built(binder(fast), f"{fast!r}; {_described(data)}")
 
 
 def nncf(module: nn.Module, inputs: Inputs, data: Sequence[Inputs]) -> Built:
@@ -54,7 +54,7 @@ def nncf(module: nn.Module, inputs: Inputs, data: Sequence[Inputs]) -> Built:
     beside = "bf16" if beside_int8() == torch.bfloat16 else "f32"
     compiled = ov.Core().compile_model(quantized, "CPU", openvino_hints(beside))
     note = f"nncf.quantize, {_described(data)}; {beside} beside int8, static shapes, LATENCY, one infer request reused, no copies"
-    return Built(Inputs.tensors, openvino_call(compiled), note)
+    return Built(openvino_binder(compiled), note)
 
 
 QUANTIZERS: Mapping[str, Quantizer] = {SUBJECT: torchsmith, "nncf": nncf}

@@ -56,9 +56,9 @@ def main(model_name: str, batch: str, precision: str, side: str, threads: str) -
         import_packages(side)
         builder = calibrated(QUANTIZERS[side], model, int(batch)) if precision == INT8 else BUILDERS[side]
         built = builder(model.module(int(batch)), inputs, precision)
-        prepared = built.prepare(inputs)
+        call = built.bind(inputs)
         for _ in range(CALLS):
-            built.call(prepared)
+            call()
     print(json.dumps({"peak_mb": round(own_peak_mb(), 1)}))
 
 

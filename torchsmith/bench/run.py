@@ -8,7 +8,6 @@ import difflib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -231,7 +230,7 @@ def time_in_turns(candidates: Sequence[Candidate], subject: Subject, options: Op
     calls: dict[str, Call] = {}
     for candidate in candidates:
         if candidate.built is not None:
-            calls[candidate.key] = partial(candidate.built.call, candidate.built.prepare(subject.inputs))
+            calls[candidate.key] = candidate.built.bind(subject.inputs)
 
     def on_round(done: int, rounds: int) -> None:
         step(f"{subject.model.name}, batch {subject.batch}: timing {len(calls)} sides in turns", 0.5 + 0.4 * done / rounds)

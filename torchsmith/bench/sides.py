@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,25 @@ class Absent(Exception):
 class Built:
     """A side, ready to run.
 
-    prepare(inputs): what `call` takes; done once, not timed (casting the inputs of a model that was cast, say).
-    call(prepared): the outputs, as tensors or a pytree of them; what is timed. note: how it was built and called.
+    bind(inputs): a call without arguments that gives the outputs, as tensors or a pytree of them. The call is what is timed;
+    making it is not (casting the inputs of a model that was cast, say). note: how the side was built and is called.
     """
 
-    prepare: Callable[[Inputs], Any]
-    call: Callable[[Any], Any]
+    bind: Callable[[Inputs], Callable[[], Any]]
     note: str
 
 
 Builder = Callable[[nn.Module, Inputs, str], Built]
+
+
+def binder(module: Callable[..., Any], prepare: Callable[[Inputs], Inputs] | None = None) -> Callable[[Inputs], Callable[[], Any]]:
+    """`Built.bind` for what is called with the inputs as they are, or as prepare(inputs) gives them."""
+
+    def bind(inputs: Inputs) -> Callable[[], Any]:
+        given = prepare(inputs) if prepare else inputs
+        return partial(module, *given.args, **given.kwargs)  # in C, so that nothing of ours is timed with it
+
+    return bind
 
 
 def torchsmith(module: nn.Module, inputs: Inputs, precision: str) -> Built:
@@ -57,14 +67,14 @@ def torchsmith(module: nn.Module, inputs: Inputs, precision: str) -> Built:
         kwarg_inputs=inputs.kwargs or None,
         enabled_precisions={PRECISIONS[precision]},
     )
-    return Built(lambda given: given, lambda given: fast(*given.args, **given.kwargs), repr(fast))
+    return Built(binder(fast), repr(fast))
 
 
 def eager(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     dtype = PRECISIONS[precision]
     module = module.to(dtype)
     note = "as it is" if precision == "f32" else f"model.to({dtype}), inputs cast beforehand"
-    return Built(lambda given: cast(given, dtype), lambda given: module(*given.args, **given.kwargs), note)
+    return Built(binder(module, partial(cast, dtype=dtype)), note)
 
 
 def torchscript(module: nn.Module, inputs: Inputs, precision: str) -> Built:
@@ -78,9 +88,7 @@ def torchscript(module: nn.Module, inputs: Inputs, precision: str) -> Built:
         example = {"example_inputs": given.args}
     traced = torch.jit.trace(module, **example, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
     script = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
-    return Built(
-        lambda given: cast(given, dtype), lambda given: script(*given.args, **given.kwargs), "trace, freeze, optimize_for_inference"
-    )
+    return Built(binder(script, partial(cast, dtype=dtype)), "trace, freeze, optimize_for_inference")
 
 
 def inductor(module: nn.Module, inputs: Inputs, precision: str) -> Built:
@@ -93,19 +101,14 @@ def inductor(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     # freezing packs the weights; an empty cache, so that the build time is what a first run costs
     with config.patch(freezing=True), fresh_cache():
         compiled(*given.args, **given.kwargs)  # torch.compile builds at the first call
-    return Built(
-        lambda given: cast(given, dtype),
-        lambda given: compiled(*given.args, **given.kwargs),
-        "torch.compile, dynamic=False, freezing",
-    )
+    return Built(binder(compiled, partial(cast, dtype=dtype)), "torch.compile, dynamic=False, freezing")
 
 
 def openvino(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     import openvino as ov
 
-    call = openvino_call(ov.Core().compile_model(openvino_model(module, inputs), "CPU", openvino_hints(precision)))
-    note = "convert_model(torch.export), static shapes, LATENCY, one infer request reused, no copies"
-    return Built(Inputs.tensors, call, note)
+    bind = openvino_binder(ov.Core().compile_model(openvino_model(module, inputs), "CPU", openvino_hints(precision)))
+    return Built(bind, "convert_model(torch.export), static shapes, LATENCY, one infer request reused, no copies")
 
 
 def openvino_model(module: nn.Module, inputs: Inputs) -> Any:
@@ -130,7 +133,7 @@ def openvino_hints(precision: str) -> dict[str, Any]:
     }
 
 
-def openvino_call(compiled: Any) -> Callable[[list[Tensor]], list[Tensor]]:
+def openvino_binder(compiled: Any) -> Callable[[Inputs], Callable[[], list[Tensor]]]:
     """How a model that OpenVINO compiled is called quickest."""
     request = compiled.create_infer_request()
 
@@ -138,7 +141,7 @@ def openvino_call(compiled: Any) -> Callable[[list[Tensor]], list[Tensor]]:
         found = request.infer([tensor.numpy() for tensor in tensors], share_inputs=True, share_outputs=True)
         return [torch.from_numpy(array) for array in found.values()]
 
-    return call
+    return lambda inputs: partial(call, inputs.tensors())
 
 
 def onnxruntime(module: nn.Module, inputs: Inputs, precision: str) -> Built:
@@ -157,7 +160,7 @@ def onnxruntime(module: nn.Module, inputs: Inputs, precision: str) -> Built:
     def call(tensors: list[Tensor]) -> list[Tensor]:
         return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, (t.numpy() for t in tensors), strict=True)))]
 
-    return Built(Inputs.tensors, call, "torch.onnx.export(dynamo=True), one session reused")
+    return Built(lambda inputs: partial(call, inputs.tensors()), "torch.onnx.export(dynamo=True), one session reused")
 
 
 BUILDERS: Mapping[str, Builder] = {

@@ -99,8 +99,7 @@ class Station:
         build_s = time.perf_counter() - start
         error = errors(built, checks)
         del checks, module
-        prepared = built.prepare(inputs)
-        self._call = partial(built.call, prepared)
+        self._call = built.bind(inputs)
         return Outcome("", error, own, round(build_s, 2), self._peak_mb(), built.note, inputs.items)
 
     def _peak_mb(self) -> float | None:

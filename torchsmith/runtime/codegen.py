@@ -41,7 +41,8 @@ class _Writer:
         self.plan, self.tensors = plan, tensors
         self.engines = {id(call): f"e{number}" for number, call in enumerate(plan.engine_calls)}
         self.names: dict[str, Any] = {"Tensor": Tensor, "strided": torch.strided, "misfit": partial(checks.misfit, plan)}
-        self.names.update({f"e{number}": engine.runner for number, engine in enumerate(engines)})
+        # bound: where an object is called, its class is asked each time
+        self.names.update({f"e{number}": engine.runner.__call__ for number, engine in enumerate(engines)})
         self.bound: dict[int, str] = {}
         for number, (name, value) in enumerate(plan.tensors.items()):
             self.bound[value] = f"t{number}"

@@ -13,6 +13,8 @@ from torch.export import Dim
 
 import torchsmith
 from tests.backends.cuda.on_gpu.nets import Bert, Cnn, Vit, fast, images, made, needs_gpu, right, words
+from torchsmith.backends.cuda.storage import Memory
+from torchsmith.errors import OutOfDeviceMemory
 from torchsmith.runtime.compiled import CompiledModule
 
 pytestmark = needs_gpu
@@ -202,6 +204,41 @@ def test_inputs_of_any_strides(any_batch: tuple[nn.Module, CompiledModule], name
         assert torch.equal(module(given), wanted)
         assert torch.equal(module(x), module(x.clone()))
     assert not module(given).requires_grad
+
+
+def test_the_same_memory_with_other_strides(cnn: tuple[nn.Module, CompiledModule]) -> None:
+    _, module = cnn
+    x = images()
+    turned = x.transpose(2, 3)  # the same address and shape
+    wanted, other = module(x.clone()), module(turned.contiguous())
+    assert not torch.equal(wanted, other)
+    for _ in range(2):
+        assert torch.equal(module(x), wanted) and torch.equal(module(x), wanted)
+        assert torch.equal(module(turned), other) and torch.equal(module(turned), other)
+
+
+def test_no_memory_for_a_copy_of_one_of_two_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is already read where it is by then; the next call brings others."""
+    model = made(Sum)
+    module = fast(model, [images(), images()])
+    first, second, third = images(seed=1), images(seed=2), images(seed=3)
+    wanted = module(first, second)
+    assert torch.equal(module(first, second), wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "copied", no_memory)
+        with pytest.raises(OutOfDeviceMemory):
+            module(third, second.transpose(2, 3))
+    assert torch.equal(module(first, second), wanted)
+    right(wanted, model, first, second)
+
+
+class Sum(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.relu(a) + 2 * b
+
+
+def no_memory(*_: object) -> Tensor:
+    raise torch.OutOfMemoryError("none is left")
 
 
 def test_words_of_any_strides() -> None:
