@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torchsmith.capture.source import error_line, raised_here
 from torchsmith.errors import CaptureError, InvalidInput, TorchsmithError
 from torchsmith.inputs import ExampleInputs
 
+_NOT_ONE = re.compile(r"generated guard (?:(L\[.*?\.size\(\)\[\d+\]) != 1|1 != (L\[.*?\.size\(\)\[\d+\]))")
 _SIZE = re.compile(r"(\w+) = (L\[.*?\.size\(\)\[\d+\])")  # `b = L['x'].size()[0]`, as torch names a dimension
 
 
@@ -42,13 +43,19 @@ def ties(error: Exception, inputs: ExampleInputs, known: Mapping[str, Any]) -> d
 
     Dims that the user made are never put aside for another one. Returns None where there is more to it.
     """
-    from torch.export import Dim
-
     made = _made(inputs)
     fixes = [fix.split(" = ", 1) for fix in _suggestions(str(error))]
     pairs = [fix for fix in fixes if not (fix[1].startswith("Dim(") and fix[0] in made)]  # ranges follow from what is tied
     if not pairs or not all(other.isidentifier() for _, other in pairs):
         return None
+    return tied([(one, other) for one, other in pairs], inputs, known)
+
+
+def tied(pairs: Iterable[tuple[str, str]], inputs: ExampleInputs, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same for pairs of names; None where there is nothing new in them, or one of them cannot be tied."""
+    from torch.export import Dim
+
+    made = _made(inputs)
     everything = {getattr(d, "__name__", ""): d for own in inputs.dims for d in own.values()}
     found = dict(known)
     for one, other in pairs:
@@ -57,15 +64,38 @@ def ties(error: Exception, inputs: ExampleInputs, known: Mapping[str, Any]) -> d
         if one not in made or other not in everything:
             return None
         a, b = found.get(one, everything[one]), found.get(other, everything[other])
-        tied = b
+        both = b
         if (a.min, a.max) != (b.min, b.max):
             low, high = max(a.min, b.min), min(a.max, b.max)
             if other not in made or not low < high:
                 return None
-            tied = Dim(other, min=low, max=high)
+            both = Dim(other, min=low, max=high)
         for name in everything:
             if found.get(name, everything[name]) in (a, b):
-                found[name] = tied
+                found[name] = both
+    return found if found != dict(known) else None
+
+
+def above_one(error: Exception, inputs: ExampleInputs, known: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Dimensions of at least 2 to put in the place of those that the model is said not to take at 1; None where there are none.
+
+    Models ask whether a size is 1 before they do what makes no difference then, such as expanding.
+    """
+    from torch.export import Dim
+
+    everything = {getattr(d, "__name__", ""): d for own in inputs.dims for d in own.values()}
+    expressions = {d.root.__name__ for d in everything.values() if hasattr(d, "root")}
+    sources = {source: name for name, source in _SIZE.findall(str(error))}
+    found = dict(known)
+    for one, other in _NOT_ONE.findall(str(error)):
+        name = sources.get(one or other, "")
+        traced = next((d for d in (found.get(n, own) for n, own in everything.items()) if getattr(d, "__name__", "") == name), None)
+        if traced is None or name in expressions or hasattr(traced, "root") or traced.min > 1 or (traced.max or 3) < 3:
+            continue
+        raised = Dim(name, min=2, max=traced.max)
+        for own, dim in everything.items():
+            if found.get(own, dim) is traced:
+                found[own] = raised
     return found if found != dict(known) else None
 
 

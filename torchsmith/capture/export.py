@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from torchsmith.capture import diagnose
+from torchsmith.capture import diagnose, masks
 from torchsmith.capture.conditions import are_met
 from torchsmith.capture.fits import misfit
 from torchsmith.capture.private import device_of, private_copy
@@ -92,8 +92,9 @@ def traceable(module: nn.Module) -> nn.Module:
 
 
 def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.Module) -> ExportedProgram:
-    """Run torch.export. Where dimensions that came from ranges must be equal, tie them and run it again; where it cannot prove
-    what the model needs of sizes, see whether all of them have it.
+    """Run torch.export. Where dimensions that came from ranges must be equal, tie them and run it again; where a size must not
+    be 1, trace it as one of at least 2, and see whether the program does at 1 what the model does; where it cannot prove what
+    the model needs of sizes, see whether all of them have it.
 
     module: what is traced. original: the user's, for messages. Raises InvalidInput or CaptureError.
     """
@@ -113,7 +114,7 @@ def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.
         except Exception as error:  # the model's own code may raise anything; it becomes the cause of what is raised
             if interrupted(error):
                 raise KeyboardInterrupt from error
-            found = diagnose.ties(error, inputs, ties)
+            found = diagnose.ties(error, inputs, ties) or diagnose.above_one(error, inputs, ties)
             if found:
                 ties = found
                 continue
@@ -121,8 +122,13 @@ def export(module: nn.Module, inputs: ExampleInputs, strict: bool, original: nn.
             if asserted is None:
                 raise diagnose.told(error, original, inputs) from error
             program = asserted
-        check_smallest(program, module, inputs)
-        return program
+        found = ties
+        for pair in masks.pairs(program, inputs):  # one that cannot be tied leaves the others
+            found = diagnose.tied([pair], inputs, found) or found
+        if found is ties:
+            check_smallest(program, module, inputs, ties)
+            return program
+        ties = found
 
 
 def _asserted(run: Callable[[bool], ExportedProgram]) -> ExportedProgram | None:
