@@ -1,9 +1,10 @@
-"""Running totals."""
+"""Running totals, and differences."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from torchsmith.testing.op_case import OpCase, rand, randint
 
@@ -32,3 +33,25 @@ def test_cumprod() -> None:
     case = OpCase(lambda x: (x.cumprod(0), x.cumprod(-1)), rand(3, 5, low=0.5), engines=())
     case.accepted()
     case.refused("no running prod", on="openvino")
+
+
+def test_differences() -> None:
+    def differences(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (
+            x.diff(),
+            x.diff(dim=0),
+            x.diff(2, dim=1),
+            x.diff(9) + 0,
+            x.diff(prepend=y, append=x[..., :2]),
+            (x > 0).diff(),
+            (x > 0).diff(prepend=y > 0),
+            (8 * x).long().diff(prepend=y.long()),
+        )
+
+    OpCase(differences, rand(3, 4, 5), rand(3, 4, 1)).accepted()
+
+
+def test_differences_along_a_dynamic_dimension() -> None:
+    OpCase(lambda x: (x.diff(), x.diff(dim=0, prepend=x[:1])), rand(6, 5), dynamic=[(0, 0)]).accepted()
+    OpCase(lambda x: x.diff(dim=0), rand(6, 5), dynamic=[(0, 0)], least=4).accepted()
+    OpCase(lambda x: x.diff(2, dim=0), rand(6, 5), dynamic=[(0, 0)], least=4).refused("which may be too few")

@@ -1,4 +1,4 @@
-"""Running totals along a dimension."""
+"""Running totals along a dimension, and differences, which undo them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchsmith.errors import Unsupported
 from torchsmith.ir.builder import expected
+from torchsmith.ir.dim import simplify
 from torchsmith.ir.graph import Value
 from torchsmith.ir.op import Op
 from torchsmith.ir.types import TensorType
+from torchsmith.ops.binary import binary
+from torchsmith.ops.compare import compare
+from torchsmith.ops.concat import concatenated
 from torchsmith.ops.promote import cast
 from torchsmith.ops.registry import converter
+from torchsmith.ops.slice import sliced
 
 aten = torch.ops.aten
 
@@ -49,3 +55,17 @@ def _register(function: str) -> None:
 
 _register("sum")
 _register("prod")
+
+
+@converter(aten.diff.default)
+def diff(x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None) -> Value:
+    x = concatenated([cast(part, expected().dtype) for part in (prepend, x, append) if part is not None], dim)
+    for _ in range(n):
+        size = x.type.shape[dim]
+        if isinstance(size, int) and size == 0:
+            return x
+        if not isinstance(size, int) and n > 1:
+            raise Unsupported(f"differences {n} times along a dimension of size {size}, which may be too few")
+        later, earlier = sliced(x, dim, 1, size), sliced(x, dim, 0, simplify(size - 1))
+        x = compare("ne", later, earlier) if x.type.dtype == torch.bool else binary("sub", later, earlier)
+    return x
